@@ -1,0 +1,24 @@
+"""FlagEmbedding's rerankers in JAX and Flax, for TPU and GPU."""
+
+from flax_rerank.auto import (
+    AUTO_RERANKER_MAPPING,
+    RERANKER_CLASS_MAPPING,
+    FlaxAutoReranker,
+    RerankerConfig,
+    RerankerModelClass,
+)
+from flax_rerank.convert import CheckpointError
+from flax_rerank.rerankers import AbsReranker, FlaxReranker, RerankOutput
+
+__all__ = [
+    "AUTO_RERANKER_MAPPING",
+    "RERANKER_CLASS_MAPPING",
+    "AbsReranker",
+    "CheckpointError",
+    "FlaxAutoReranker",
+    "FlaxReranker",
+    "RerankOutput",
+    "RerankerConfig",
+    "RerankerModelClass",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,133 @@
+"""The Flax checkpoint: a folder with the parameters, config.json and the tokenizer.
+
+config.json     format version, reranker class, architecture, the source's own config.json
+params/         the orbax tree of parameters
+tokenizer.json  and the other tokenizer files, as the source had them
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Sharding
+
+from flax_rerank.convert.rules import CheckpointError
+from flax_rerank.models import Encoder, EncoderConfig
+from flax_rerank.tokenizer import Tokenizer
+
+FORMAT = "flax-rerank"
+FORMAT_VERSION = 1
+PARAMS = "params"
+ARCHITECTURES: Mapping[str, tuple[type[nnx.Module], type]] = {"Encoder": (Encoder, EncoderConfig)}
+
+
+def is_flax_config(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a Flax checkpoint."""
+    return config.get("format") == FORMAT
+
+
+def save(
+    path: Path,
+    model: nnx.Module,
+    tokenizer: Tokenizer,
+    *,
+    model_class: str,
+    source_config: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Write a Flax checkpoint. The folder appears when it is complete, never before.
+
+    Args:
+        path: the folder to make.
+        model: any module of `flax_rerank.models`.
+        tokenizer: its files are copied.
+        model_class: a `RerankerModelClass` value.
+        source_config: the config.json that the model was converted from.
+        overwrite: replace a folder that is there.
+
+    Raises:
+        FileExistsError: the folder is there and `overwrite` is False.
+    """
+    import orbax.checkpoint as ocp
+
+    refuse_existing(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model_class": model_class,
+        "architecture": type(model).__name__,
+        "architecture_config": dataclasses.asdict(model.config),
+        "source_config": dict(source_config),
+    }
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    try:
+        for file in tokenizer.files:
+            shutil.copyfile(file, partial / file.name)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial.resolve() / PARAMS, nnx.to_pure_dict(nnx.state(model)))
+        # config.json comes last: without it a folder is no checkpoint.
+        (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.chmod(0o777 & ~_umask())
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise FileExistsError if `path` is there and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite (--overwrite) to replace it")
+
+
+def load_model(folder: Path, config: Mapping[str, Any], dtype: np.dtype | None, sharding: Sharding) -> nnx.Module:
+    """Restore the module of a Flax checkpoint.
+
+    Args:
+        folder: the checkpoint.
+        config: its config.json.
+        dtype: of the parameters; None keeps what was saved.
+        sharding: where the parameters go.
+
+    Raises:
+        CheckpointError: a format that this version does not know, or parameters missing or damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    if config["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            folder,
+            [
+                f"its format version is {config['format_version']}, this flax-rerank knows up to {FORMAT_VERSION}: upgrade"
+            ],
+        )
+    module, config_class = ARCHITECTURES[config["architecture"]]
+    model_config = config_class(**config["architecture_config"])
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: module(model_config)))
+    if not (folder / PARAMS).is_dir():
+        raise FileNotFoundError(f"no weights in {folder}: looked for {PARAMS}/")
+    with ocp.StandardCheckpointer() as checkpointer:
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding),
+            nnx.to_pure_dict(state),
+        )
+        restored = checkpointer.restore((folder / PARAMS).resolve(), target)
+    nnx.replace_by_pure_dict(state, restored)
+    return nnx.merge(graphdef, state)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,122 @@
+"""The layers that encoders and decoders share.
+
+Parameters are made as zeros: weights come from a checkpoint, and models are built under `nnx.eval_shape`,
+where nothing is allocated. Activations have the dtype of the parameters; norms compute in float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+# A product with fewer outputs than this many weights is computed transposed. On CPU, XLA hands products to
+# Eigen, which cuts narrow ones into blocks for its threads and then adds the even and the odd terms apart.
+# PyTorch adds them in order, and so does Eigen when the tokens come first. Models of this size exist only in
+# tests, but there the order of additions moves scores by up to 1e-4.
+NARROW = 128 * 128
+
+
+def require_activation(name: str) -> None:
+    """Raise ValueError if `name` is no known activation."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act {name!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, with a kernel of shape [in, *out]: several projections of one input side by side
+    have an `out` of two axes."""
+
+    def __init__(self, in_features: int, *out_features: int, use_bias: bool = True) -> None:
+        self.kernel = nnx.Param(jnp.zeros((in_features, *out_features)))
+        self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        if kernel.size < NARROW:
+            outputs = tuple(range(kernel.ndim - 1))
+            y = jnp.moveaxis(jnp.tensordot(kernel, x, axes=(0, -1)), outputs, tuple(i - len(outputs) for i in outputs))
+        else:
+            y = jnp.tensordot(x, kernel, axes=1)
+        return y if self.bias is None else y + align(self.bias[...], y)
+
+
+class Embed(nnx.Module):
+    """A table of shape [entries, features]."""
+
+    def __init__(self, entries: int, features: int) -> None:
+        self.embedding = nnx.Param(jnp.zeros((entries, features)))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], ids, axis=0, mode="clip")
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (Ba et al., 2016) over the last axis, in float32."""
+
+    def __init__(self, features: int, epsilon: float) -> None:
+        self.scale = nnx.Param(jnp.zeros((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        mean = y.mean(axis=-1, keepdims=True)
+        rstd = jax.lax.rsqrt(jnp.square(y - mean).mean(axis=-1, keepdims=True) + self.epsilon)
+        # The order of operations is PyTorch's: rounding differs otherwise, by up to 1e-4 in a final score.
+        y = (y * rstd - mean * rstd) * align(self.scale[...].astype(jnp.float32), y)
+        return (y + align(self.bias[...].astype(jnp.float32), y)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation (Zhang and Sennrich, 2019) over the last axis, in float32."""
+
+    def __init__(self, features: int, epsilon: float, offset: float) -> None:
+        self.scale = nnx.Param(jnp.zeros((features,)))
+        self.epsilon = epsilon
+        self.offset = offset
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.epsilon)
+        return (y * align(self.scale[...].astype(jnp.float32) + self.offset, y)).astype(x.dtype)
+
+
+def align(param: jax.Array, like: jax.Array) -> jax.Array:
+    """`param` with leading axes of size one, as many as `like` has more: for strict rank promotion."""
+    return param.reshape((1,) * (like.ndim - param.ndim) + param.shape)
+
+
+def stack(make_layer: Callable[[], nnx.Module], depth: int) -> nnx.Module:
+    """One module whose parameters carry a leading axis of `depth` layers."""
+    return nnx.vmap(lambda _: make_layer(), in_axes=0, out_axes=0)(jnp.arange(depth))
+
+
+def run_stack(
+    layers: nnx.Module,
+    start: int,
+    stop: int,
+    step: Callable[[Any, jax.Array, Any], Any],
+    carry: Any,
+) -> Any:
+    """Run `carry = step(layer, index, carry)` for the layers [start, stop) of a stack, in one loop.
+
+    Each trip takes its layer out of the stack by index: the program has one layer's size whatever the
+    depth, and no slice of the stack is copied.
+    """
+    graphdef, params = nnx.split(layers)
+
+    def body(index: jax.Array, carry: Any) -> Any:
+        layer = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), params)
+        return step(nnx.merge(graphdef, layer), index, carry)
+
+    return jax.lax.fori_loop(start, stop, body, carry)

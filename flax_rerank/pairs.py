@@ -1,0 +1,199 @@
+"""Texts to token ids, as FlagEmbedding makes them.
+
+Query and passage are tokenised apart, cut apart, and put into a template:
+`prefix + query + middle + passage + suffix`. For an encoder that is `[CLS] query [SEP] passage [SEP]`,
+for a decoder `<bos> query \\n passage \\n prompt`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flax_rerank.tokenizer import Tokenizer
+
+Pair = tuple[str, str]
+
+
+def as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pair]:
+    """One pair of strings, or a sequence of them, as a list of tuples.
+
+    Raises:
+        TypeError: something that is not two strings, named by its index.
+    """
+    if isinstance(sentence_pairs, str | bytes):
+        raise TypeError(f"a pair is two strings, got the single string {_short(sentence_pairs)}")
+    pairs = list(sentence_pairs)
+    if len(pairs) == 2 and all(isinstance(text, str) for text in pairs):
+        return [(pairs[0], pairs[1])]
+    if pairs and isinstance(pairs[0], str):
+        raise TypeError(f"pair 0 is not two strings: {_short(pairs[0])}")
+    checked = []
+    for index, pair in enumerate(pairs):
+        is_row = isinstance(pair, list | tuple | np.ndarray) and len(pair) == 2
+        if not is_row or not isinstance(pair[0], str) or not isinstance(pair[1], str):
+            raise TypeError(f"pair {index} is not two strings: {_short(pair)}")
+        checked.append((pair[0], pair[1]))
+    return checked
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What is put around a text: `format` with the instruction and the text filled in."""
+
+    text: str | None
+    format: str
+
+    def apply(self, sentence: str) -> str:
+        """The text with its instruction; a literal backslash-n in the format is a line break."""
+        return sentence if self.text is None else self.format.replace("\\n", "\n").format(self.text, sentence)
+
+
+@dataclass(frozen=True)
+class Template:
+    """Token ids around query and passage, and how many tokens these two may have together.
+
+    Attributes:
+        prefix, middle, suffix: token ids before, between and after the two.
+        capacity: tokens of query and passage together; the passage is cut to fit.
+        query_max_length, passage_max_length: tokens of each, cut before they are put together.
+    """
+
+    prefix: tuple[int, ...]
+    middle: tuple[int, ...]
+    suffix: tuple[int, ...]
+    capacity: int
+    query_max_length: int
+    passage_max_length: int
+
+    @property
+    def special_tokens(self) -> int:
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that can come out."""
+        return self.special_tokens + min(self.capacity, self.query_max_length + self.passage_max_length)
+
+
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """Pairs as token ids. Texts that occur in many pairs are held once.
+
+    Attributes:
+        lengths: int32 [pairs], tokens with everything around them.
+        passage_starts: int32 [pairs], where the passage begins.
+        truncated: bool [pairs], whether query or passage lost tokens.
+    """
+
+    template: Template
+    tokenizer: Tokenizer
+    texts: list[np.ndarray]
+    query_index: np.ndarray
+    passage_index: np.ndarray
+    query_lengths: np.ndarray
+    passage_lengths: np.ndarray
+    truncated: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.query_lengths + self.passage_lengths + np.int32(self.template.special_tokens)
+
+    @property
+    def passage_starts(self) -> np.ndarray:
+        return self.query_lengths + np.int32(len(self.template.prefix) + len(self.template.middle))
+
+    def __len__(self) -> int:
+        return len(self.query_index)
+
+    def ids(self, pair: int) -> np.ndarray:
+        """The token ids of one pair, int32 [lengths[pair]]."""
+        cut = self.tokenizer.cut
+        query = cut(self.texts[self.query_index[pair]], self.query_lengths[pair])
+        # First to its own limit, then to what the template leaves: with truncation on the left, as on the
+        # right, the second cut takes from what the first one kept.
+        passage = cut(self.texts[self.passage_index[pair]], self.passage_lengths[pair])
+        template = self.template
+        return np.concatenate(
+            [np.asarray(template.prefix, np.int32), query, np.asarray(template.middle, np.int32), passage]
+            + [np.asarray(template.suffix, np.int32)]
+        )
+
+
+def tokenize(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    query_instruction: Instruction,
+    passage_instruction: Instruction,
+    show_progress_bar: bool = False,
+) -> TokenizedPairs:
+    """Tokenise pairs, each distinct query and passage once.
+
+    Raises:
+        ValueError: a text that cannot be encoded, or a query that leaves no room for its passage, named by
+            the pair's index; an instruction so long that nothing of the text is left.
+    """
+    index: dict[str, int] = {}
+    query_index = np.empty(len(pairs), np.int64)
+    passage_index = np.empty(len(pairs), np.int64)
+    queries = {query: query_instruction.apply(query) for query, _ in pairs}
+    passages = {passage: passage_instruction.apply(passage) for _, passage in pairs}
+    for number, (query, passage) in enumerate(pairs):
+        query_index[number] = index.setdefault(queries[query], len(index))
+        passage_index[number] = index.setdefault(passages[passage], len(index))
+    _require_encodable(pairs)
+    texts = tokenizer.encode_many(list(index), show_progress_bar=show_progress_bar)
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+
+    full_query, full_passage = lengths[query_index], lengths[passage_index]
+    query_lengths = np.minimum(full_query, template.query_max_length)
+    room = template.capacity - query_lengths
+    passage_lengths = np.minimum(np.minimum(full_passage, template.passage_max_length), room)
+    truncated = (query_lengths < full_query) | (passage_lengths < full_passage)
+    taken = len(tokenizer.encode(passage_instruction.apply(""))) if passage_instruction.text else 0
+    lost = (room < 0) | ((passage_lengths < full_passage) & (passage_lengths <= taken))
+    if lost.any():
+        pair = int(np.argmax(lost))
+        raise ValueError(
+            f"pair {pair}: no token of the passage is left. The query has {query_lengths[pair]} tokens (of "
+            f"{full_query[pair]}), the passage's instruction {taken}, both and the passage may have "
+            f"{template.capacity}, the passage alone {template.passage_max_length}: "
+            "shorten the query or the instructions, or raise max_length"
+        )
+    taken = len(tokenizer.encode(query_instruction.apply(""))) if query_instruction.text else 0
+    if taken and taken >= template.query_max_length and (query_lengths < full_query).any():
+        raise ValueError(
+            f"no token of the query is left: its instruction has {taken} tokens, query_max_length is "
+            f"{template.query_max_length}"
+        )
+    return TokenizedPairs(
+        template=template,
+        tokenizer=tokenizer,
+        texts=texts,
+        query_index=query_index,
+        passage_index=passage_index,
+        query_lengths=query_lengths.astype(np.int32),
+        passage_lengths=passage_lengths.astype(np.int32),
+        truncated=truncated,
+    )
+
+
+def _require_encodable(pairs: Sequence[Pair]) -> None:
+    for number, pair in enumerate(pairs):
+        for role, text in zip(("query", "passage"), pair, strict=True):
+            if text.isascii():
+                continue
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"pair {number} cannot be encoded: its {role} holds a lone surrogate "
+                    f"(U+{ord(text[error.start]):04X}) at character {error.start}"
+                ) from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
