@@ -18,9 +18,10 @@ from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.llama import LLAMA
 from flax_rerank.convert.minicpm import MINICPM
 from flax_rerank.convert.mistral import MISTRAL
+from flax_rerank.convert.peft import merge_adapter
 from flax_rerank.convert.qwen2 import QWEN2
 from flax_rerank.convert.qwen3 import QWEN3
-from flax_rerank.convert.rules import CheckpointError, assign, fill
+from flax_rerank.convert.rules import CheckpointError, TensorSource, assign, fill
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
 
@@ -93,7 +94,8 @@ def load_model(
     dtype: np.dtype,
     place: Callable[[np.ndarray], jax.Array] = jax.device_put,
     *,
-    score_token: int | None = None,
+    adapter: Path | None = None,
+    **overrides: Any,
 ) -> nnx.Module:
     """Build the Flax module of a PyTorch checkpoint.
 
@@ -101,7 +103,8 @@ def load_model(
         folder: config.json and weights (safetensors, sharded or not, or pytorch_model.bin).
         dtype: of the parameters.
         place: puts one finished parameter onto devices.
-        score_token: the token whose logit is the score, for token-logit rerankers.
+        adapter: folder of a LoRA adapter to merge.
+        overrides: fields of the model's config, in place of what config.json says.
 
     Raises:
         FileNotFoundError: config.json or the weights are missing.
@@ -110,12 +113,12 @@ def load_model(
     """
     hf = read_config(folder)
     family = family_of(hf)
-    config = family.config(HFConfig(hf))
-    if score_token is not None:
-        config = dataclasses.replace(config, score_token=score_token)
+    config = dataclasses.replace(family.config(HFConfig(hf)), **overrides)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: family.module(config)))
     params = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    source = open_torch_files(folder)
+    source: TensorSource = open_torch_files(folder)
+    if adapter is not None:
+        source = merge_adapter(source, adapter)
     shapes = {path: param.get_value().shape for path, param in params.items()}
     assignments, faults = assign(source.shapes(), shapes, family.rules(config, hf), family.ignored(config))
     if faults:

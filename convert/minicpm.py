@@ -14,13 +14,12 @@ from flax_rerank.models.decoder import Decoder, DecoderConfig
 def minicpm_config(hf: HFConfig) -> DecoderConfig:
     """Heads of the types raw and complex have a row for every token of the vocabulary. FlagEmbedding's
     reranker takes the last of these rows for the score, and divides the states for them."""
-    layers, vocab_size, bias = (
-        hf.take("num_hidden_layers"),
-        hf.take("vocab_size"),
-        hf.take("attention_bias", False),
-    )
-    kind, per_layer = hf.take("head_type", "simple"), hf.take("head_multi", True)
+    layers, vocab_size = hf.take("num_hidden_layers"), hf.take("vocab_size")
+    bias = hf.take("attention_bias", False)
     hf.only("head_type", "simple", "raw", "complex")
+    kind, per_layer = hf.take("head_type", "simple"), hf.take("head_multi", True)
+    divisor = hf.take("hidden_size") / hf.take("dim_model_base", 1)
+    tied = hf.take("tie_word_embeddings", True)
     return decoder_config(
         hf,
         embedding_scale=float(hf.take("scale_emb", 1)),
@@ -29,9 +28,9 @@ def minicpm_config(hf: HFConfig) -> DecoderConfig:
         attention_output_bias=bias,
         head_layers=tuple(range(hf.take("start_layer", 8), layers + 1)),
         head_per_layer=per_layer,
-        tied_head=hf.take("tie_word_embeddings", True) and kind == "raw" and not per_layer,
+        tied_head=tied and kind == "raw" and not per_layer,
         score_token=None if kind == "simple" else vocab_size - 1,
-        logit_scale=1.0 if kind == "simple" else hf.take("dim_model_base", 1) / hf.take("hidden_size"),
+        logit_scale=1.0 if kind == "simple" else 1.0 / divisor,
     )
 
 

@@ -8,7 +8,14 @@ from flax_rerank.auto import (
     RerankerModelClass,
 )
 from flax_rerank.convert import CheckpointError
-from flax_rerank.rerankers import AbsReranker, FlaxReranker, RerankOutput
+from flax_rerank.rerankers import (
+    AbsReranker,
+    FlaxLLMReranker,
+    FlaxReranker,
+    LayerWiseFlaxLLMReranker,
+    LightWeightFlaxLLMReranker,
+    RerankOutput,
+)
 
 __all__ = [
     "AUTO_RERANKER_MAPPING",
@@ -16,7 +23,10 @@ __all__ = [
     "AbsReranker",
     "CheckpointError",
     "FlaxAutoReranker",
+    "FlaxLLMReranker",
     "FlaxReranker",
+    "LayerWiseFlaxLLMReranker",
+    "LightWeightFlaxLLMReranker",
     "RerankOutput",
     "RerankerConfig",
     "RerankerModelClass",

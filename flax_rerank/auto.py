@@ -8,7 +8,13 @@ from typing import Any
 
 from flax_rerank import checkpoint, convert
 from flax_rerank.hub import local_folder
-from flax_rerank.rerankers import AbsReranker, FlaxReranker
+from flax_rerank.rerankers import (
+    AbsReranker,
+    FlaxLLMReranker,
+    FlaxReranker,
+    LayerWiseFlaxLLMReranker,
+    LightWeightFlaxLLMReranker,
+)
 
 
 class RerankerModelClass(Enum):
@@ -21,7 +27,12 @@ class RerankerModelClass(Enum):
 
 
 RERANKER_CLASS_MAPPING: OrderedDict[RerankerModelClass, type[AbsReranker]] = OrderedDict(
-    [(RerankerModelClass.ENCODER_ONLY_BASE, FlaxReranker)]
+    [
+        (RerankerModelClass.ENCODER_ONLY_BASE, FlaxReranker),
+        (RerankerModelClass.DECODER_ONLY_BASE, FlaxLLMReranker),
+        (RerankerModelClass.DECODER_ONLY_LAYERWISE, LayerWiseFlaxLLMReranker),
+        (RerankerModelClass.DECODER_ONLY_LIGHTWEIGHT, LightWeightFlaxLLMReranker),
+    ]
 )
 
 
@@ -45,6 +56,9 @@ AUTO_RERANKER_MAPPING: OrderedDict[str, RerankerConfig] = OrderedDict(
         ("bge-reranker-base", RerankerConfig(FlaxReranker)),
         ("bge-reranker-large", RerankerConfig(FlaxReranker)),
         ("bge-reranker-v2-m3", RerankerConfig(FlaxReranker)),
+        ("bge-reranker-v2-gemma", RerankerConfig(FlaxLLMReranker)),
+        ("bge-reranker-v2-minicpm-layerwise", RerankerConfig(LayerWiseFlaxLLMReranker)),
+        ("bge-reranker-v2.5-gemma2-lightweight", RerankerConfig(LightWeightFlaxLLMReranker)),
         (
             "jinaai/jina-reranker-v2-base-multilingual",
             RerankerConfig(FlaxReranker, missing_architecture="XLM-RoBERTa with rotary positions"),

@@ -31,7 +31,7 @@ def default_table(limit: int) -> tuple[int, ...]:
     """Lengths for jobs too small to fit a table to: 32, 64, 96, 128, 192, 256, 384, ... up to `limit`."""
     lengths = [32, 64]
     while lengths[-1] < limit:
-        lengths.append(lengths[-2] * 3 // 2 if _is_power_of_two(lengths[-1]) else lengths[-3] * 2)
+        lengths.append(lengths[-1] * 3 // 2 if _is_power_of_two(lengths[-1]) else lengths[-2] * 2)
     return (*(length for length in lengths if length < limit), limit)
 
 

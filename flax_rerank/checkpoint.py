@@ -20,13 +20,16 @@ from flax import nnx
 from jax.sharding import Sharding
 
 from flax_rerank.convert.rules import CheckpointError
-from flax_rerank.models import Encoder, EncoderConfig
+from flax_rerank.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 from flax_rerank.tokenizer import Tokenizer
 
 FORMAT = "flax-rerank"
 FORMAT_VERSION = 1
 PARAMS = "params"
-ARCHITECTURES: Mapping[str, tuple[type[nnx.Module], type]] = {"Encoder": (Encoder, EncoderConfig)}
+ARCHITECTURES: Mapping[str, tuple[type[nnx.Module], type]] = {
+    "Encoder": (Encoder, EncoderConfig),
+    "Decoder": (Decoder, DecoderConfig),
+}
 
 
 def is_flax_config(config: Mapping[str, Any]) -> bool:
@@ -91,7 +94,9 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists; pass overwrite (--overwrite) to replace it")
 
 
-def load_model(folder: Path, config: Mapping[str, Any], dtype: np.dtype | None, sharding: Sharding) -> nnx.Module:
+def load_model(
+    folder: Path, config: Mapping[str, Any], dtype: np.dtype | None, sharding: Sharding, **overrides: Any
+) -> nnx.Module:
     """Restore the module of a Flax checkpoint.
 
     Args:
@@ -99,6 +104,7 @@ def load_model(folder: Path, config: Mapping[str, Any], dtype: np.dtype | None, 
         config: its config.json.
         dtype: of the parameters; None keeps what was saved.
         sharding: where the parameters go.
+        overrides: fields of the model's config, in place of those that were saved.
 
     Raises:
         CheckpointError: a format that this version does not know, or parameters missing or damaged.
@@ -113,7 +119,7 @@ def load_model(folder: Path, config: Mapping[str, Any], dtype: np.dtype | None, 
             ],
         )
     module, config_class = ARCHITECTURES[config["architecture"]]
-    model_config = config_class(**config["architecture_config"])
+    model_config = config_class(**config["architecture_config"] | overrides)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: module(model_config)))
     if not (folder / PARAMS).is_dir():
         raise FileNotFoundError(f"no weights in {folder}: looked for {PARAMS}/")

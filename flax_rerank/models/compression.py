@@ -4,12 +4,6 @@ import jax
 import jax.numpy as jnp
 
 
-def compressed_length(length: int, passage_start: int, suffix_length: int, ratio: int) -> int:
-    """Tokens that are left of `length` when every `ratio` passage tokens become one."""
-    passage = max(length - passage_start - suffix_length, 0)
-    return length - passage + -(-passage // ratio)
-
-
 def compress(
     x: jax.Array,
     lengths: jax.Array,

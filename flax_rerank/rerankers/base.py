@@ -31,7 +31,8 @@ class RerankOutput:
     """Scores, and what it took to compute them.
 
     Attributes:
-        scores: float32 [pairs], in the order of the pairs.
+        scores: float32 [pairs], in the order of the pairs; for rerankers with cutoff layers a dict from layer to
+            these.
         tokens: int32 [pairs], tokens of each pair with instructions, prompt and special tokens.
         truncated: bool [pairs], whether the query or the passage of a pair was cut.
         steps: batches run.
@@ -40,7 +41,7 @@ class RerankOutput:
         padding_tokens: those of them that belong to no pair.
     """
 
-    scores: np.ndarray
+    scores: np.ndarray | dict[int, np.ndarray]
     tokens: np.ndarray
     truncated: np.ndarray
     steps: int
@@ -122,25 +123,41 @@ class AbsReranker(ABC):
         folder = local_folder(self.model_name_or_path, cache_dir)
         self.source_config = convert.read_config(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
-        self.model = self._load_model(folder)
+        self.model = self._load_model(folder, cache_dir)
         self._scorer = Scorer(self.model, self.mesh)
         self._tables: tuple[tuple[int, ...], ...] = ()
         self._template(self._lengths(None, None))
 
-    def _load_model(self, folder: Path) -> nnx.Module:
+    def _config_overrides(self) -> dict[str, Any]:
+        """Fields of the model's config that the class decides."""
+        return {}
+
+    def _adapter(self, cache_dir: str | None) -> Path | None:
+        """The folder of an adapter to merge into the weights."""
+        return None
+
+    def _load_model(self, folder: Path, cache_dir: str | None) -> nnx.Module:
         placement = replicated(self.mesh)
         config = self.source_config
         if checkpoint.is_flax_config(config):
+            if self._adapter(cache_dir) is not None:
+                raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
             self.source_config = config["source_config"]
             if config["model_class"] != self.model_class:
                 raise ValueError(
                     f"{folder} is a {config['model_class']} reranker, {type(self).__name__} takes {self.model_class}"
                 )
-            return checkpoint.load_model(folder, config, self.dtype, placement)
+            return checkpoint.load_model(folder, config, self.dtype, placement, **self._config_overrides())
         named = convert.model_class_of(config)
         if named not in (None, self.model_class):
             raise ValueError(f"{folder} is a {named} reranker, {type(self).__name__} takes {self.model_class}")
-        return convert.load_model(folder, self.dtype, lambda array: jax.device_put(array, placement))
+        return convert.load_model(
+            folder,
+            self.dtype,
+            lambda array: jax.device_put(array, placement),
+            adapter=self._adapter(cache_dir),
+            **self._config_overrides(),
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a Flax checkpoint, from which `from_finetuned(path)` loads without PyTorch's files.

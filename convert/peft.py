@@ -1,0 +1,162 @@
+"""LoRA adapters (Hu et al., 2021) in PEFT's files, merged into the tensors of their base checkpoint."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax_rerank.convert.rules import CheckpointError, Shape, TensorSource
+from flax_rerank.convert.torch_files import SafetensorsFiles
+
+PREFIX = "base_model.model."
+
+# Fields of adapter_config.json that change what merging means, and the only values for which it is known here.
+ONLY = {
+    "peft_type": ("LORA",),
+    "use_dora": (False,),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "lora_bias": (False,),
+    "use_qalora": (False,),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
+    "layer_replication": (),
+    "trainable_token_indices": (),
+    "target_parameters": (),
+    "alora_invocation_tokens": (),
+    "arrow_config": (),
+    "corda_config": (),
+    "loftq_config": ({},),
+    "megatron_config": (),
+}
+UNDERSTOOD = {
+    *ONLY,
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "modules_to_save"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern"),  # which modules: the tensors say so too
+    *("lora_dropout", "inference_mode", "task_type", "base_model_name_or_path", "revision", "auto_mapping"),
+    *("megatron_core", "eva_config", "peft_version", "qalora_group_size", "ensure_weight_tying", "lora_ga_config"),
+    *("runtime_config",),
+}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The update `scale * up @ down` of one matrix; `transposed` for embeddings."""
+
+    down: str
+    up: str
+    scale: float
+    transposed: bool
+
+
+class MergedTensors:
+    """The tensors of a checkpoint with an adapter merged into them, one at a time, as they are read."""
+
+    def __init__(
+        self, base: TensorSource, adapter: TensorSource, updates: Mapping[str, LowRank], replaced: Mapping[str, str]
+    ) -> None:
+        self._base = base
+        self._adapter = adapter
+        self._updates = updates
+        self._replaced = replaced
+
+    def shapes(self) -> Mapping[str, Shape]:
+        return self._base.shapes()
+
+    def read(self, name: str) -> np.ndarray:
+        if name in self._replaced:
+            return self._adapter.read(self._replaced[name])
+        tensor = self._base.read(name)
+        if name not in self._updates:
+            return tensor
+        return tensor.astype(np.float32) + self._update(self._updates[name])
+
+    def read_row(self, name: str, row: int) -> np.ndarray:
+        if name in self._updates:
+            return self.read(name)[row]
+        source, name = (self._adapter, self._replaced[name]) if name in self._replaced else (self._base, name)
+        return source.read_row(name, row)
+
+    def _update(self, update: LowRank) -> np.ndarray:
+        down, up = (self._adapter.read(name).astype(np.float32) for name in (update.down, update.up))
+        product = (up @ down) * np.float32(update.scale)
+        return product.T if update.transposed else product
+
+
+def merge_adapter(base: TensorSource, folder: Path) -> MergedTensors:
+    """A checkpoint's tensors with the LoRA adapter in `folder` merged into them.
+
+    Raises:
+        FileNotFoundError: adapter_config.json or adapter_model.safetensors is missing.
+        CheckpointError: an adapter of another kind, or one that does not fit the checkpoint; all reasons at once.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}: is it the folder of a PEFT adapter?")
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    adapter = SafetensorsFiles(folder, ["adapter_model.safetensors"])
+    faults = _config_faults(config)
+    if faults:
+        raise CheckpointError(folder, faults)
+    shapes, tensors = base.shapes(), adapter.shapes()
+    updates: dict[str, LowRank] = {}
+    replaced: dict[str, str] = {}
+    for name, shape in tensors.items():
+        module, _, kind = _parse(name)
+        target = f"{module}.weight"
+        if kind in ("lora_B.weight", "lora_embedding_B"):
+            down = name.replace("lora_B.weight", "lora_A.weight").replace("lora_embedding_B", "lora_embedding_A")
+            if down not in tensors:
+                faults.append(f"tensor {down} is missing")
+                continue
+            transposed = kind == "lora_embedding_B"
+            merged = (shape[0], tensors[down][1])
+            updates[target] = LowRank(down, name, _scale(config, module, shape[1]), transposed)
+            if shapes.get(target) != (merged[::-1] if transposed else merged):
+                faults.append(f"{name} and its partner make {list(merged)}, {target} is {_shape(shapes, target)}")
+        elif kind in ("lora_A.weight", "lora_embedding_A"):
+            up = name.replace("lora_A.weight", "lora_B.weight").replace("lora_embedding_A", "lora_embedding_B")
+            if up not in tensors:
+                faults.append(f"tensor {up} is missing")
+        elif f"{module}.{kind}" in shapes and shapes[f"{module}.{kind}"] == shape:
+            replaced[f"{module}.{kind}"] = name
+        else:
+            faults.append(f"tensor {name} {list(shape)} fits nothing in the checkpoint")
+    if faults:
+        raise CheckpointError(folder, faults)
+    return MergedTensors(base, adapter, updates, replaced)
+
+
+def _config_faults(config: Mapping[str, Any]) -> list[str]:
+    faults = [
+        f"{name} = {config[name]!r} is not supported"
+        for name, allowed in ONLY.items()
+        if config.get(name) is not None and config[name] not in allowed
+    ]
+    faults += [
+        f"{name} = {value!r} is not understood"
+        for name, value in config.items()
+        if name not in UNDERSTOOD and value not in (None, False, {}, [])
+    ]
+    return faults
+
+
+def _parse(name: str) -> tuple[str, str, str]:
+    """Module, dot and kind of a tensor's name: what stands after the module is the kind."""
+    name = name.removeprefix(PREFIX)
+    found = re.fullmatch(r"(.+)(\.)(lora_[AB]\.weight|lora_embedding_[AB]|weight|bias)", name)
+    return found.groups() if found else (name, "", "")
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next(
+        (value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), config["lora_alpha"]
+    )
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _shape(shapes: Mapping[str, Shape], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "not there"
