@@ -104,7 +104,7 @@ def merge_adapter(base: TensorSource, folder: Path) -> MergedTensors:
     updates: dict[str, LowRank] = {}
     replaced: dict[str, str] = {}
     for name, shape in tensors.items():
-        module, _, kind = _parse(name)
+        module, kind = _parse(name)
         target = f"{module}.weight"
         if kind in ("lora_B.weight", "lora_embedding_B"):
             down = name.replace("lora_B.weight", "lora_A.weight").replace("lora_embedding_B", "lora_embedding_A")
@@ -143,11 +143,11 @@ def _config_faults(config: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _parse(name: str) -> tuple[str, str, str]:
-    """Module, dot and kind of a tensor's name: what stands after the module is the kind."""
+def _parse(name: str) -> tuple[str, str]:
+    """The module that a tensor belongs to, and which of its tensors it is."""
     name = name.removeprefix(PREFIX)
-    found = re.fullmatch(r"(.+)(\.)(lora_[AB]\.weight|lora_embedding_[AB]|weight|bias)", name)
-    return found.groups() if found else (name, "", "")
+    found = re.fullmatch(r"(.+?)\.(lora_[AB]\.weight|lora_embedding_[AB]|weight|bias)", name)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -40,6 +40,6 @@ def attention(
     scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     # Softmax, normalised after the product with the values: that is L x H divisions instead of L x M.
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    sums = jnp.einsum("bklm,bmkh->bkhl", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    mixed = (sums / weights.sum(axis=-1)[:, :, None]).astype(value.dtype).transpose(0, 3, 1, 2)
+    sums = jnp.einsum("bklm,bmkh->bklh", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    mixed = (sums / weights.sum(axis=-1, keepdims=True)).astype(value.dtype).swapaxes(1, 2)
     return mixed.reshape(batch, length, groups, kv_heads, size).swapaxes(2, 3).reshape(batch, length, heads, size)

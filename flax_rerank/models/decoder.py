@@ -179,6 +179,7 @@ class Decoder(nnx.Module):
         compressed: tuple[tuple[int, int], ...] = (),
         ratio: int = 1,
         suffix_length: int = 0,
+        position_multiple: int = 1,
     ) -> jax.Array:
         """Score pairs. Nothing is computed beyond the last of `layers`.
 
@@ -191,6 +192,8 @@ class Decoder(nnx.Module):
             compressed: (layer, new length) for each layer before which passages are compressed; ascending.
             ratio: passage tokens that become one at each of these.
             suffix_length: tokens after the passage.
+            position_multiple: the last token's position is one less than a multiple of this. Attention sees no
+                difference between positions that are all shifted; the rounding of the angles does.
 
         Returns:
             float32 logits, [B, len(layers)].
@@ -206,7 +209,7 @@ class Decoder(nnx.Module):
             *((at, size) for at, size in compressed if 0 < at < layers[-1]),
             (layers[-1], None),
         ):
-            x, states = self._run(x, states, lengths, start, stop, layers)
+            x, states = self._run(x, states, lengths, start, stop, layers, position_multiple)
             if new_length is not None:
                 x, lengths = compress(
                     x,
@@ -227,11 +230,15 @@ class Decoder(nnx.Module):
         start: int,
         stop: int,
         layers: tuple[int, ...],
+        position_multiple: int,
     ) -> tuple[jax.Array, jax.Array]:
         """Run the layers [start, stop); after those that are asked for, keep each row's last state."""
         config = self.config
         length = x.shape[1]
-        angles = rotary_angles(length, lengths, config.head_dim, config.rope_theta, config.rope_scaling)
+        positions = jnp.arange(length)[None]
+        if position_multiple > 1:
+            positions = positions + (-lengths % position_multiple)[:, None]
+        angles = rotary_angles(positions, lengths, config.head_dim, config.rope_theta, config.rope_scaling)
         back = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
         causal = (back >= 0)[None]
         windows = np.asarray(config.sliding_windows or (0,) * config.num_hidden_layers)

@@ -28,23 +28,23 @@ class RopeScaling:
 
 
 def rotary_angles(
-    length: int, lengths: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None
+    positions: jax.Array, lengths: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None
 ) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of the angle of every position and frequency.
 
     Args:
-        length: positions are 0 to length - 1.
+        positions: int32 [B or 1, L].
         lengths: int32 [B], real tokens of each row; only `dynamic` scaling looks at them.
 
     Returns:
-        float32 [B or 1, length, 1, head_dim / 2], twice.
+        float32 [B or 1, L, 1, head_dim / 2], twice.
     """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+    exponents = np.arange(0, head_dim, 2) / head_dim
     if scaling is not None and scaling.kind == "dynamic":
         frequencies = _dynamic_frequencies(lengths, exponents, head_dim, theta, scaling)
     else:
         frequencies = jnp.asarray(_frequencies(exponents, theta, scaling))[None]
-    angles = jnp.arange(length, dtype=jnp.float32)[None, :, None] * frequencies[:, None, :]
+    angles = positions.astype(jnp.float32)[:, :, None] * frequencies[:, None, :]
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 
@@ -55,7 +55,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def _frequencies(exponents: np.ndarray, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    frequencies = 1.0 / np.float32(theta) ** exponents
+    # Rounded to float32 before the division, as PyTorch has it: a unit in the last place shows at long distances.
+    frequencies = np.float32(1.0) / (theta**exponents).astype(np.float32)
     if scaling is None:
         return frequencies
     if scaling.kind == "linear":
@@ -76,4 +77,4 @@ def _dynamic_frequencies(
     rounded = -(-lengths // DYNAMIC_MULTIPLE) * DYNAMIC_MULTIPLE
     stretch = scaling.factor * jnp.maximum(rounded, positions).astype(jnp.float32) / positions
     base = theta * (stretch - (scaling.factor - 1)) ** (head_dim / (head_dim - 2))
-    return 1.0 / base[:, None] ** jnp.asarray(exponents)[None]
+    return 1.0 / base[:, None] ** jnp.asarray(exponents, jnp.float32)[None]

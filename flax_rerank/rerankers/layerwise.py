@@ -158,7 +158,7 @@ class LayerWiseFlaxLLMReranker(DecoderReranker):
         config = self.model.config
         heads = tuple(config.head_layers.index(layer) if config.head_per_layer else 0 for layer in layers)
         lengths = self._lengths(query_max_length, max_length)
-        static = {"layers": layers, "heads": heads}
+        static = {"layers": layers, "heads": heads, "position_multiple": self._position_multiple()}
         output = self._run(
             sentence_pairs,
             self._template(lengths, prompt),

@@ -133,7 +133,11 @@ class FlaxLLMReranker(DecoderReranker):
         show_progress_bar: bool | None,
     ) -> RerankOutput:
         lengths = self._lengths(query_max_length, max_length)
-        static = {"layers": (self.model.config.num_hidden_layers,), "heads": (0,)}
+        static = {
+            "layers": (self.model.config.num_hidden_layers,),
+            "heads": (0,),
+            "position_multiple": self._position_multiple(),
+        }
         return self._run(
             sentence_pairs,
             self._template(lengths, prompt),

@@ -1,0 +1,38 @@
+"""Strict settings, before anything runs, and rerankers of the reference cases."""
+
+import json
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import pytest
+from reference_cases import CASES
+
+from flax_rerank import AbsReranker, FlaxAutoReranker
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@cache
+def _load_reranker(name: str, init: str, devices: int | None) -> AbsReranker:
+    arguments = json.loads(init)
+    if "peft_path" in arguments:
+        arguments["peft_path"] = str(CASES / name / arguments["peft_path"])
+    chosen = None if devices is None else jax.devices()[:devices]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'Yes' is 2 tokens", UserWarning)  # true of some of the small tokenizers
+        return FlaxAutoReranker.from_finetuned(str(CASES / name), devices=chosen, show_progress_bar=False, **arguments)
+
+
+@pytest.fixture(scope="session")
+def reranker() -> Callable[..., AbsReranker]:
+    """`reranker(case_name, init={}, devices=1)`: a reranker on that many devices (None for all), loaded once."""
+
+    def load(name: str, init: dict[str, Any] | None = None, devices: int | None = 1) -> AbsReranker:
+        return _load_reranker(name, json.dumps(init or {}, sort_keys=True), devices)
+
+    return load

@@ -1,0 +1,281 @@
+"""The rule table: names match whole, every tensor and every slice is used once, and all of it inverts."""
+
+import shutil
+
+import numpy as np
+import pytest
+from flax import nnx
+from flax_rerank.convert.hf_config import HFConfig
+from flax_rerank.convert.load import family_of, load_model, read_config
+from flax_rerank.convert.rules import (
+    IDENTITY,
+    TRANSPOSE,
+    CheckpointError,
+    Row,
+    Rule,
+    assign,
+    fill,
+    layer_norm,
+    linear,
+    unfill,
+)
+from reference_cases import CASES
+from safetensors.numpy import load_file, save_file
+
+ENCODERS = ("encoder-bert", "encoder-xlmr")
+
+
+class Tensors:
+    """Tensors of a dict; counts what is read whole."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+        self.read_whole = []
+
+    def shapes(self):
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    def read(self, name):
+        self.read_whole.append(name)
+        return self.tensors[name]
+
+    def read_row(self, name, row):
+        return self.tensors[name][row]
+
+
+def numbers(*shape, start=0):
+    return np.arange(start, start + np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    "name", ["xbert.norm.weight", "x.bert.norm.weight", "bert.norm.weight_g", "bert.norm.weight.0", "bert.norm.weigh"]
+)
+def test_a_name_with_more_or_less_around_it_does_not_match(name):
+    assert Rule("bert.norm.weight", "norm").match(name) == (False, None)
+
+
+def test_a_dot_in_a_rule_matches_only_a_dot():
+    assert Rule("a.b", "p").match("a.b") == (True, None)
+    assert Rule("a.b", "p").match("axb") == (False, None)
+
+
+@pytest.mark.parametrize(("number", "index"), [("0", 0), ("7", 7), ("10", 10), ("123", 123)])
+def test_the_layer_number_of_a_name_is_the_index(number, index):
+    rule = Rule("layer.{i}.weight", "layers.weight")
+    assert rule.match(f"layer.{number}.weight") == (True, index)
+    assert rule.torch_name(index) == f"layer.{number}.weight"
+
+
+@pytest.mark.parametrize("number", ["", "01", "-1", "1a", "1.2", "{i}", "٣", "+1", " 1"])
+def test_what_is_no_layer_number_does_not_match(number):
+    assert Rule("layer.{i}.weight", "layers.weight").match(f"layer.{number}.weight") == (False, None)
+
+
+def test_the_shape_in_pytorch_has_neither_layer_axis_nor_slots_and_is_transposed():
+    kernel, bias = linear("l.{i}.q", "l.qkv", slot=1)
+    assert kernel.tensor_shape((6, 4, 3, 8)) == (8, 4)
+    assert bias.tensor_shape((6, 3, 8)) == (8,)
+    assert linear("l.{i}.o", "l.o")[0].tensor_shape((6, 4, 8)) == (8, 4)
+    assert linear("o", "o")[0].tensor_shape((4, 8)) == (8, 4)
+    assert Rule("e", "e").tensor_shape((5, 4)) == (5, 4)
+    assert Rule("e", "e", Row(2, 9)).tensor_shape((4,)) == (9, 4)
+
+
+def test_a_linear_layer_without_bias_has_no_rule_for_one():
+    assert [rule.torch for rule in linear("a", "b", use_bias=False)] == ["a.weight"]
+
+
+def test_slots_of_stacked_layers_hold_the_transposed_tensors():
+    rules = [rule for slot, part in enumerate("qkv") for rule in linear(f"l.{{i}}.{part}", "l.qkv", slot=slot)]
+    tensors = {
+        f"l.{i}.{part}.weight": numbers(4, 3, start=100 * i + 20 * slot)
+        for i in (0, 1)
+        for slot, part in enumerate("qkv")
+    }
+    tensors |= {f"l.{i}.{part}.bias": numbers(4, start=i + ord(part)) for i in (0, 1) for part in "qkv"}
+    params = {"l.qkv.kernel": (2, 3, 3, 4), "l.qkv.bias": (2, 3, 4)}
+    source = Tensors(tensors)
+    assignments, faults = assign(source.shapes(), params, rules)
+    assert faults == []
+    kernel = fill(source, assignments["l.qkv.kernel"], params["l.qkv.kernel"], np.dtype(np.float32))
+    bias = fill(source, assignments["l.qkv.bias"], params["l.qkv.bias"], np.dtype(np.float32))
+    for i in (0, 1):
+        for slot, part in enumerate("qkv"):
+            for row in range(4):
+                for column in range(3):
+                    assert kernel[i, column, slot, row] == tensors[f"l.{i}.{part}.weight"][row, column]
+                assert bias[i, slot, row] == tensors[f"l.{i}.{part}.bias"][row]
+
+
+def test_the_order_of_tensors_in_the_file_does_not_matter():
+    rules = [Rule("l.{i}", "l")]
+    tensors = {f"l.{i}": numbers(2, start=10 * i) for i in (11, 2, 0, 10, 1, 3, 9, 4, 8, 5, 7, 6)}
+    source = Tensors(tensors)
+    assignments, faults = assign(source.shapes(), {"l": (12, 2)}, rules)
+    assert faults == []
+    filled = fill(source, assignments["l"], (12, 2), np.dtype(np.float32))
+    np.testing.assert_array_equal(filled[:, 0], 10 * np.arange(12))
+
+
+def test_filling_casts_to_the_dtype_asked_for():
+    source = Tensors({"a": np.asarray([1.0, 2.5], np.float16)})
+    assignments, _ = assign(source.shapes(), {"a": (2,)}, [Rule("a", "a")])
+    filled = fill(source, assignments["a"], (2,), np.dtype(np.float32))
+    assert filled.dtype == np.float32
+    assert filled.tolist() == [1.0, 2.5]
+
+
+def test_one_row_of_a_matrix_is_read_without_the_others():
+    rule = Rule("head.weight", "head", Row(2, 5))
+    source = Tensors({"head.weight": numbers(5, 3)})
+    assignments, faults = assign(source.shapes(), {"head": (3,)}, [rule])
+    assert faults == []
+    assert fill(source, assignments["head"], (3,), np.dtype(np.float32)).tolist() == [6, 7, 8]
+    assert source.read_whole == []
+
+
+def test_a_row_inverts_only_where_it_was_the_whole_matrix():
+    row = numbers(3)
+    np.testing.assert_array_equal(unfill(row, Rule("head.weight", "head", Row(0, 1)))["head.weight"], row[None])
+    with pytest.raises(ValueError, match="only row 2 of 5"):
+        unfill(row, Rule("head.weight", "head", Row(2, 5)))
+
+
+@pytest.mark.parametrize("transform", [IDENTITY, TRANSPOSE])
+def test_a_transform_inverts(transform):
+    tensor = numbers(3, 5)
+    read = transform.read(Tensors({"t": tensor}), "t")
+    assert transform.to_torch_shape(read.shape) == tensor.shape
+    np.testing.assert_array_equal(transform.to_torch(read), tensor)
+
+
+RULES = (*layer_norm("norm", "norm"), *linear("layer.{i}.dense", "layers.dense"))
+PARAMS = {"norm.scale": (4,), "norm.bias": (4,), "layers.dense.kernel": (2, 4, 3), "layers.dense.bias": (2, 3)}
+TENSORS = {
+    "norm.weight": (4,),
+    "norm.bias": (4,),
+    "layer.0.dense.weight": (3, 4),
+    "layer.0.dense.bias": (3,),
+    "layer.1.dense.weight": (3, 4),
+    "layer.1.dense.bias": (3,),
+}
+
+
+def faults_of(tensors=TENSORS, params=PARAMS, rules=RULES, ignored=()):
+    return assign(tensors, params, rules, ignored)[1]
+
+
+def without(tensors, *names):
+    return {name: shape for name, shape in tensors.items() if name not in names}
+
+
+def test_a_table_that_fits_has_no_faults():
+    assert faults_of() == []
+
+
+def test_a_missing_tensor_is_a_fault():
+    assert faults_of(without(TENSORS, "layer.1.dense.bias")) == ["tensor layer.1.dense.bias is missing"]
+
+
+def test_a_left_over_tensor_is_a_fault():
+    assert faults_of(TENSORS | {"lm_head.weight": (9, 4)}) == [
+        "tensor lm_head.weight [9, 4] is left over: no rule takes it"
+    ]
+
+
+def test_a_misshapen_tensor_is_a_fault_with_both_shapes():
+    assert faults_of(TENSORS | {"layer.0.dense.weight": (4, 3)}) == [
+        "tensor layer.0.dense.weight has shape [4, 3], the config asks for [3, 4]"
+    ]
+
+
+def test_a_layer_too_many_is_a_fault():
+    assert faults_of(TENSORS | {"layer.2.dense.bias": (3,)}) == [
+        "tensor layer.2.dense.bias [3] is left over: the model has 2 of these"
+    ]
+
+
+def test_a_tensor_that_two_rules_take_is_a_fault():
+    assert faults_of(rules=(*RULES, Rule("norm.bias", "norm.scale"))) == ["tensor norm.bias [4] is taken by 2 rules"]
+
+
+def test_a_tensor_that_another_tensor_also_fills_is_a_fault():
+    faults = faults_of(TENSORS | {"norm.gamma": (4,)}, rules=(*RULES, Rule("norm.gamma", "norm.scale")))
+    assert faults == ["tensor norm.gamma fills norm.scale a second time"]
+
+
+def test_a_tensor_for_a_parameter_that_the_model_has_not_is_a_fault():
+    faults = faults_of(params=without(PARAMS, "norm.bias"))
+    assert faults == ["tensor norm.bias [4] is left over: the model has no norm.bias"]
+
+
+def test_a_parameter_without_a_rule_is_a_fault():
+    assert faults_of(params=PARAMS | {"extra": (2,)}) == ["parameter extra [2] has no rule"]
+
+
+def test_a_slot_without_a_rule_is_a_fault():
+    rules = [rule for slot in (0, 1) for rule in linear(f"p{slot}", "p", use_bias=False, slot=slot)]
+    tensors = {"p0.weight": (5, 4), "p1.weight": (5, 4)}
+    assert faults_of(tensors, {"p.kernel": (4, 2, 5)}, rules) == []
+    faults = faults_of(tensors, {"p.kernel": (4, 3, 5)}, rules)
+    assert len(faults) == 1
+    assert "p.kernel" in faults[0]
+
+
+def test_an_ignored_name_is_ignored_whole_only():
+    tensors = TENSORS | {"position_ids": (1, 9)}
+    assert faults_of(tensors, ignored=[r"position_ids"]) == []
+    assert len(faults_of(tensors, ignored=[r"position_id"])) == 1
+    assert len(faults_of(tensors | {"x.position_ids": (1, 9)}, ignored=[r"position_ids"])) == 1
+
+
+def test_all_faults_are_found_at_once():
+    faults = faults_of(
+        without(TENSORS, "norm.weight", "layer.1.dense.weight")
+        | {"layer.0.dense.bias": (7,), "pooler.weight": (4, 4), "layer.5.dense.bias": (3,)},
+        rules=(*RULES, Rule("norm.bias", "norm.scale")),
+    )
+    named = (
+        "norm.weight",
+        "layer.1.dense.weight",
+        "layer.0.dense.bias",
+        "pooler.weight",
+        "layer.5.dense.bias",
+        "norm.bias",
+    )
+    assert len(faults) == len(named)
+    for name in named:
+        assert sum(f"tensor {name} " in fault for fault in faults) == 1
+
+
+def test_a_checkpoint_error_lists_every_fault():
+    error = CheckpointError("here", ["one", "two"])
+    assert error.faults == ("one", "two")
+    assert str(error).splitlines() == ["here cannot be loaded:", "  - one", "  - two"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_inverted_rules_give_back_every_tensor_bit_for_bit(tmp_path, name, dtype):
+    folder = shutil.copytree(CASES / name, tmp_path / name)
+    tensors = {key: tensor.astype(dtype) for key, tensor in load_file(folder / "model.safetensors").items()}
+    odd = np.asarray([-0.0, np.nan, np.inf, -np.inf, 1e-7, 6e4], np.float32).astype(dtype)
+    for tensor in tensors.values():
+        tensor.reshape(-1)[-len(odd) :] = odd[-tensor.size :]
+    save_file(tensors, folder / "model.safetensors")
+
+    hf = read_config(folder)
+    family = family_of(hf)
+    model = load_model(folder, np.dtype(dtype), place=lambda array: array)
+    params = {".".join(map(str, path)): p.get_value() for path, p in nnx.to_flat_state(nnx.state(model))}
+    back = [
+        item
+        for rule in family.rules(family.config(HFConfig(hf)), hf)
+        for item in unfill(params[rule.flax], rule).items()
+    ]
+
+    assert sorted(key for key, _ in back) == sorted(tensors)
+    for key, tensor in back:
+        assert tensor.dtype == tensors[key].dtype
+        assert tensor.shape == tensors[key].shape
+        assert tensor.tobytes() == tensors[key].tobytes()

@@ -1,0 +1,317 @@
+"""What a decoder computes, and what its compiled step costs.
+
+Costs are those of XLA's analysis of the compiled program. It counts the body of a loop once, however often the
+loop runs, and the compiled program says for each of its loops how often that is. So the cost of a segment of
+layers is the cost of its body times its trips, and the cost of its body is what a program with the segment
+costs more than one without: `layer_flops` takes apart programs with one segment, and a program with several is
+first shown to cost what its parts do. All of this holds for any width, and nothing needs to be allocated to
+compile: the shapes are those of bge-reranker-v2.5-gemma2-lightweight.
+"""
+
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from flax_rerank.models.compression import compress
+from flax_rerank.models.decoder import Decoder, DecoderConfig
+from flax_rerank.models.rotary import RopeScaling
+
+LLAMA = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": 512,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "query_scale": 8**-0.5,
+    "head_layers": (2, 3, 4, 5),
+    "head_per_layer": True,
+}
+GEMMA2 = LLAMA | {
+    "hidden_act": "gelu_pytorch_tanh",
+    "norm_offset": 1.0,
+    "sandwich_norms": True,
+    "embedding_scale": 32**0.5,
+    "attention_softcap": 5.0,
+    "final_softcap": 3.0,
+    "sliding_windows": (6, 0, 6, 0, 6),
+}
+QWEN3 = LLAMA | {"qk_norm": True, "query_key_value_bias": True, "tied_head": True, "score_token": 11}
+QWEN3 |= {"head_layers": (5,), "head_per_layer": False}
+MINICPM = LLAMA | {
+    "residual_scale": 0.6,
+    "logit_scale": 0.5,
+    "rope_scaling": RopeScaling("dynamic", 2.0, original_max_position_embeddings=16),
+}
+FAMILIES = {"llama": LLAMA, "gemma2": GEMMA2, "qwen3": QWEN3, "minicpm": MINICPM}
+
+BATCH = 3
+LENGTHS = np.array([23, 9, 30], np.int32)
+STARTS = np.array([6, 4, 9], np.int32)
+
+
+def random_decoder(fields, scale=0.2):
+    """A jitted function of (ids, lengths, passage starts, **options), with random weights."""
+    config = DecoderConfig(**fields)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape, dtype=np.float32) * scale), state)
+
+    def score(state, ids, lengths, starts, options):
+        return nnx.merge(graphdef, state)(ids, lengths, starts, **dict(options))
+
+    step = jax.jit(score, static_argnames="options")
+    return lambda *batch, **options: np.asarray(step(state, *batch, tuple(options.items())))
+
+
+def batch(length, seed=0):
+    ids = np.zeros((BATCH, length), np.int32)
+    for row, real in enumerate(LENGTHS):
+        ids[row, :real] = np.random.default_rng(seed + row).integers(1, LLAMA["vocab_size"], real)
+    return ids, LENGTHS, STARTS
+
+
+def last_layer(fields):
+    return {"layers": (fields["num_hidden_layers"],), "heads": (len(fields["head_layers"]) - 1,)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_on_the_right_does_not_change_scores(family):
+    fields = FAMILIES[family]
+    decoder = random_decoder(fields)
+    scores = decoder(*batch(30), **last_layer(fields))
+    assert scores.shape == (BATCH, 1)
+    assert np.ptp(scores) > 0.01
+    np.testing.assert_allclose(decoder(*batch(48), **last_layer(fields)), scores, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_shifted_positions_do_not_change_scores(family):
+    fields = FAMILIES[family]
+    decoder = random_decoder(fields)
+    options = last_layer(fields) | {"compressed": ((2, 24),), "ratio": 2, "suffix_length": 2}
+    shifted = decoder(*batch(30), **options, position_multiple=8)
+    np.testing.assert_allclose(shifted, decoder(*batch(30), **options), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_what_stands_in_the_padding_does_not_change_scores(family):
+    fields = FAMILIES[family]
+    decoder = random_decoder(fields)
+    ids, lengths, starts = batch(30)
+    other = np.where(np.arange(30) < lengths[:, None], ids, 5)
+    options = last_layer(fields) | {"compressed": ((2, 24),), "ratio": 2, "suffix_length": 2}
+    np.testing.assert_array_equal(decoder(ids, lengths, starts, **options), decoder(other, lengths, starts, **options))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_score_of_a_layer_does_not_depend_on_the_other_layers_asked(family):
+    decoder = random_decoder(FAMILIES[family])
+    together = decoder(*batch(30), layers=(2, 3, 4, 5), heads=(0, 1, 2, 3))
+    for layers in ((2,), (3, 5), (4,)):
+        heads = tuple(layer - 2 for layer in layers)
+        np.testing.assert_allclose(
+            decoder(*batch(30), layers=layers, heads=heads), together[:, heads], rtol=0, atol=1e-6
+        )
+    assert np.ptp(together, axis=1).min() > 0.01
+
+
+def test_layers_before_a_compression_score_as_without_it():
+    decoder = random_decoder(GEMMA2)
+    asked = {"layers": (2, 3, 5), "heads": (0, 1, 3)}
+    plain = decoder(*batch(30), **asked)
+    scores = decoder(*batch(30), **asked, compressed=((3, 24),), ratio=4, suffix_length=2)
+    np.testing.assert_allclose(scores[:, :2], plain[:, :2], rtol=0, atol=1e-6)
+    assert np.abs(scores[:, 2] - plain[:, 2]).max() > 1e-3
+
+
+def test_the_length_that_compression_leaves_does_not_change_scores():
+    decoder = random_decoder(GEMMA2)
+    options = last_layer(GEMMA2) | {"ratio": 2, "suffix_length": 2}
+    tight = decoder(*batch(30), compressed=((1, 21), (3, 16)), **options)
+    roomy = decoder(*batch(30), compressed=((1, 30), (3, 30)), **options)
+    np.testing.assert_allclose(tight, roomy, rtol=0, atol=1e-5)
+
+
+def test_a_sliding_window_hides_what_is_further_back():
+    """Three layers of a window of 4 see 9 positions back from the last token, and no further."""
+    fields = LLAMA | {"num_hidden_layers": 3, "head_layers": (3,), "sliding_windows": (4, 4, 4)}
+    decoder = random_decoder(fields, scale=0.6)
+    ids, lengths, starts = batch(30)
+    scores = decoder(ids, lengths, starts, **last_layer(fields))
+    for back, seen in ((9, True), (10, False)):
+        changed = ids.copy()
+        changed[0, lengths[0] - 1 - back] = 96 - changed[0, lengths[0] - 1 - back]
+        difference = abs(decoder(changed, lengths, starts, **last_layer(fields)) - scores)[0, 0]
+        assert difference > 1e-4 if seen else difference == 0
+
+
+# ---- the cost of the compiled step
+
+GEMMA2_9B = {
+    "vocab_size": 256000,
+    "hidden_size": 3584,
+    "num_hidden_layers": 42,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "hidden_act": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "query_scale": 256**-0.5,
+    "head_layers": tuple(range(8, 43)),
+    "head_per_layer": True,
+    "norm_offset": 1.0,
+    "sandwich_norms": True,
+    "embedding_scale": 3584**0.5,
+    "final_softcap": 30.0,
+    "sliding_windows": (4096, 0) * 21,
+}
+ROWS, LENGTH, SUFFIX = 4, 512, 14
+# 20 tokens before a passage of 478, of which 239 are left.
+COMPRESSED = 20 + 239 + SUFFIX + 7
+PUBLISHED = {"layers": (25,), "heads": (0,), "compressed": ((8, COMPRESSED),), "ratio": 2, "suffix_length": SUFFIX}
+
+
+def int32(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def compile_step(fields, rows, length, **options):
+    """The compiled program that scores a batch, from shapes alone."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(DecoderConfig(**fields))))
+
+    def step(state, *batch):
+        return nnx.merge(graphdef, state)(*batch, **options)
+
+    return jax.jit(step).lower(state, int32(rows, length), int32(rows), int32(rows)).compile()
+
+
+def flops(program):
+    """As XLA counts them: the body of a loop once."""
+    return program.cost_analysis()["flops"]
+
+
+def trips(program):
+    """How often each loop of a compiled program runs, in order."""
+    text = program.as_text()
+    counts = [int(n) for n in re.findall(r'"known_trip_count":{"n":"(\d+)"}', text)]
+    assert len(counts) == text.count(" while("), "a loop whose trips the program does not say"
+    return counts
+
+
+def layer_flops(fields, rows, length):
+    """The cost of one layer: of a loop's body, less nothing but embedding and head."""
+    without = compile_step(fields, rows, length, layers=(0,), heads=(0,))
+    assert trips(without) == []
+    return flops(compile_step(fields, rows, length, layers=(25,), heads=(0,))) - flops(without)
+
+
+def compression_flops(fields, rows, length, new_length):
+    states = jax.ShapeDtypeStruct((rows, length, fields["hidden_size"]), jnp.float32)
+    shortened = jax.jit(
+        lambda *args: compress(*args, ratio=2, suffix_length=SUFFIX, new_length=new_length),
+    )
+    return flops(shortened.lower(states, int32(rows), int32(rows)).compile())
+
+
+def test_a_layer_costs_what_its_products_do():
+    """So that the counts below are of what they claim to be."""
+    f = GEMMA2_9B
+    tokens, heads = ROWS * LENGTH, f["num_attention_heads"] * f["head_dim"]
+    weights = f["hidden_size"] * (2 * heads + 2 * heads // 2 + 3 * f["intermediate_size"])
+    expected = 2 * tokens * weights + 2 * 2 * tokens * LENGTH * heads
+    assert layer_flops(f, ROWS, LENGTH) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("cutoff", [8, 25])
+def test_a_cutoff_costs_its_share_of_the_layers(cutoff):
+    early, full = (
+        compile_step(GEMMA2_9B, ROWS, LENGTH, layers=(layer,), heads=(0,))
+        for layer in (cutoff, GEMMA2_9B["num_hidden_layers"])
+    )
+    share = trips(early)[0] * flops(early) / (trips(full)[0] * flops(full))
+    assert len(trips(early)) == len(trips(full)) == 1
+    assert share == pytest.approx(cutoff / 42, rel=0.03)
+
+
+def test_the_published_setting_saves_58_percent_and_more():
+    """Ratio 2 at layer 8, cutoff at layer 25 of 42, for a pair that is nearly all passage."""
+    program = compile_step(GEMMA2_9B, ROWS, LENGTH, **PUBLISHED)
+    before, after = (layer_flops(GEMMA2_9B, ROWS, length) for length in (LENGTH, COMPRESSED))
+    compression = compression_flops(GEMMA2_9B, ROWS, LENGTH, COMPRESSED)
+    assert flops(program) == pytest.approx(before + compression + after, rel=0.01)
+    assert trips(program) == [8, 25 - 8]
+    full = GEMMA2_9B["num_hidden_layers"] * before
+    assert (8 * before + compression + (25 - 8) * after) / full <= 0.42
+
+
+def test_compressing_in_two_layers_shortens_the_sequence_twice():
+    program = compile_step(GEMMA2_9B, 1, 256, **PUBLISHED | {"compressed": ((8, 144), (16, 88))})
+    assert trips(program) == [8, 8, 9]
+    sizes = {int(n) for n in re.findall(r"f32\[1,(\d+),14336\]|f32\[(\d+),14336\]", program.as_text()) for n in n if n}
+    assert {256, 144, 88} <= sizes
+
+
+def test_no_array_of_tokens_times_vocabulary_is_ever_made():
+    """Of a matrix as large as the vocabulary there is the table of embeddings, and nothing else."""
+    rows, length, vocabulary, width = 4, 128, 32000, 64
+    small = {"vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 128, "head_dim": 16}
+    heads = {"head_layers": (5,), "head_per_layer": False, "score_token": 7}
+    for tied in (True, False):
+        fields = LLAMA | small | heads | {"tied_head": tied}
+        program = compile_step(fields, rows, length, layers=(5,), heads=(0,))
+        assert program.memory_analysis().temp_size_in_bytes < rows * length * vocabulary * 4 / 10
+        shapes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", program.as_text())}
+        with_vocabulary = {shape for shape in shapes if max(shape) >= vocabulary}
+        assert with_vocabulary == {(vocabulary, width)}
+
+
+def test_early_exit_and_compression_save_time_as_they_save_flops():
+    """Wide enough that products are what takes the time. Settings take turns and the best of five counts, so that
+    other work on the machine hits all of them; up to three rounds, since it may not."""
+    fields = LLAMA | {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "head_dim": 64,
+        "num_hidden_layers": 42,
+        "head_layers": (42,),
+    }
+    settings = {
+        "full": {"layers": (42,), "heads": (0,)},
+        "cutoff": {"layers": (21,), "heads": (0,)},
+        "published": PUBLISHED | {"layers": (25,)},
+    }
+    before, after = (layer_flops(fields, 1, length) for length in (LENGTH, COMPRESSED))
+    compression = compression_flops(fields, 1, LENGTH, COMPRESSED)
+    expected = {"cutoff": 21 / 42, "published": (8 * before + compression + (25 - 8) * after) / (42 * before)}
+    decoder = random_decoder(fields, scale=0.05)
+    pair = np.ones((1, LENGTH), np.int32), np.array([LENGTH], np.int32), np.array([20], np.int32)
+    worst = []
+    for _ in range(3):
+        best = dict.fromkeys(settings, np.inf)
+        for repetition in range(6):
+            for name, options in settings.items():
+                start = time.perf_counter()
+                decoder(*pair, **options)
+                if repetition:
+                    best[name] = min(best[name], time.perf_counter() - start)
+        ratios = {name: best[name] / best["full"] / share for name, share in expected.items()}
+        worst.append(max(abs(ratio - 1) for ratio in ratios.values()))
+        if worst[-1] <= 0.15:
+            break
+    assert min(worst) <= 0.15, worst

@@ -1,0 +1,217 @@
+"""LightWeightFlaxLLMReranker: heads, token compression, and what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+from reference_cases import CASES, load_case
+from safetensors.numpy import load_file, save_file
+
+from flax_rerank import FlaxAutoReranker, LightWeightFlaxLLMReranker
+from flax_rerank.pairs import TokenizedPairs, as_pairs, tokenize
+from flax_rerank.rerankers.lightweight import compressed_sizes
+
+NAME = "lightweight-gemma2"
+# Of one length or nearly so: one compiled shape for each set of layers.
+PAIRS = [load_case(NAME).pairs[i] for i in (1, 9, 11)]
+
+
+@pytest.fixture
+def model(reranker):
+    return reranker(NAME)
+
+
+@pytest.fixture
+def by_layer(reranker):
+    return reranker(NAME, {"head_index": "layer"})
+
+
+@pytest.fixture
+def first_head_moved(tmp_path):
+    """A copy of the case in which the head of layer 4 is that of layer 2, the first one, and the other way round."""
+    folder = tmp_path / "moved"
+    shutil.copytree(CASES / NAME, folder)
+    tensors = load_file(folder / "model.safetensors")
+    first, third = "lm_head.0.linear_head.weight", "lm_head.2.linear_head.weight"
+    tensors[first], tensors[third] = tensors[third], tensors[first]
+    save_file(tensors, folder / "model.safetensors")
+    return str(folder)
+
+
+# ---- heads
+
+
+def test_the_reference_scores_a_layer_alone_with_the_first_head(model, by_layer, first_head_moved):
+    moved = FlaxAutoReranker.from_finetuned(first_head_moved, head_index="layer")
+    scores = model.compute_score(PAIRS, cutoff_layers=4)
+    np.testing.assert_allclose(scores, moved.compute_score(PAIRS, cutoff_layers=4), rtol=0, atol=1e-6)
+    assert np.abs(np.subtract(scores, by_layer.compute_score(PAIRS, cutoff_layers=4))).min() > 1e-3
+
+
+def test_head_index_layer_takes_the_head_of_each_layer_whatever_else_is_asked(by_layer):
+    together = by_layer.compute_score(PAIRS, cutoff_layers=[2, 4, 6])
+    for scores, layer in zip(together, (2, 4, 6), strict=True):
+        np.testing.assert_allclose(by_layer.compute_score(PAIRS, cutoff_layers=layer), scores, rtol=0, atol=1e-5)
+
+
+def test_the_reference_and_the_layers_agree_on_the_layers_from_the_first(model, by_layer):
+    asked = [2, 3, 4]
+    np.testing.assert_allclose(
+        model.compute_score(PAIRS, cutoff_layers=asked), by_layer.compute_score(PAIRS, cutoff_layers=asked), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("head_index", ["reference", "layer"])
+def test_unsorted_and_repeated_requests_agree_with_the_sorted_one(reranker, head_index):
+    model = reranker(NAME, {"head_index": head_index})
+    two, four, six = model.compute_score(PAIRS, cutoff_layers=[2, 4, 6])
+    assert model.compute_score(PAIRS, cutoff_layers=[6, 2, 2, 4]) == [six, two, two, four]
+    assert list(model.score(PAIRS, cutoff_layers=[6, 2, 2, 4]).scores) == [6, 2, 4]
+
+
+def test_one_layer_gives_a_flat_list_and_the_last_is_the_default(model):
+    flat = model.compute_score(PAIRS, cutoff_layers=6)
+    assert [type(score) for score in flat] == [float] * len(PAIRS)
+    assert model.compute_score(PAIRS, cutoff_layers=[6]) == flat
+    assert model.compute_score(PAIRS) == flat
+
+
+# ---- attention softcap
+
+
+def test_the_softcap_of_the_config_changes_scores(reranker, model):
+    capped = reranker(NAME, {"attention_softcap": "config"})
+    assert model.model.config.attention_softcap is None
+    assert capped.model.config.attention_softcap == 50.0
+    difference = np.subtract(model.compute_score(PAIRS), capped.compute_score(PAIRS))
+    assert np.abs(difference).max() > 1e-3
+
+
+# ---- compression
+
+
+def test_ratio_1_ignores_compress_layers(model):
+    plain = model.compute_score(PAIRS)
+    assert model.compute_score(PAIRS, compress_layers=[1, 3], compress_ratio=1) == plain
+    assert model.compute_score(PAIRS, compress_layers=[99], compress_ratio=1) == plain
+
+
+def test_layer_0_compresses_nothing(model):
+    plain = model.compute_score(PAIRS)
+    assert model.compute_score(PAIRS, compress_layers=[0], compress_ratio=4) == plain
+    compressed = model.compute_score(PAIRS, compress_layers=[2], compress_ratio=4)
+    assert model.compute_score(PAIRS, compress_layers=[0, 2], compress_ratio=4) == compressed
+    assert np.abs(np.subtract(compressed, plain)).min() > 1e-3
+
+
+def test_a_compression_beyond_the_last_layer_asked_changes_nothing(model):
+    plain = model.compute_score(PAIRS, cutoff_layers=3)
+    assert model.compute_score(PAIRS, cutoff_layers=3, compress_layers=[3, 5], compress_ratio=2) == plain
+
+
+def test_compression_of_the_constructor_is_that_of_each_call(reranker, model):
+    asked = {"cutoff_layers": [3, 6], "compress_layers": [2], "compress_ratio": 2}
+    of_constructor = reranker(NAME, asked)
+    assert of_constructor.compute_score(PAIRS) == model.compute_score(PAIRS, **asked)
+    assert of_constructor.compute_score(PAIRS, cutoff_layers=6, compress_ratio=1) == model.compute_score(PAIRS)
+
+
+def test_compress_layer_is_the_old_name_of_compress_layers(model):
+    asked = {"cutoff_layers": 6, "compress_ratio": 4}
+    with pytest.warns(DeprecationWarning, match="compress_layer is the old name of compress_layers"):
+        old = model.compute_score(PAIRS, **asked, compress_layer=[2])
+    assert old == model.compute_score(PAIRS, **asked, compress_layers=[2])
+    with pytest.warns(DeprecationWarning, match="compress_layer is the old name"):
+        model.score(PAIRS, **asked, compress_layer=[2])
+
+
+def pairs_of(lengths, starts):
+    """Pairs of which only lengths are known."""
+    pairs = object.__new__(TokenizedPairs)
+    template = type("Template", (), {"special_tokens": 0, "prefix": (), "middle": ()})()
+    object.__setattr__(pairs, "template", template)
+    object.__setattr__(pairs, "query_lengths", np.asarray(starts, np.int32))
+    object.__setattr__(pairs, "passage_lengths", np.asarray(lengths, np.int32) - np.asarray(starts, np.int32))
+    return pairs
+
+
+def test_compressed_sizes_fit_the_longest_pair_that_a_length_may_hold():
+    # With a suffix of 10, passages of 20, 80 and 170 tokens behind 30, 10 and 20: 50, 50 and 115 are left of them
+    # at a ratio of 2, then 45, 30 and 73 (of 10, 40, 85 tokens of passage 5, 20, 43 remain).
+    pairs = pairs_of([60, 100, 200], [30, 10, 20])
+    assert compressed_sizes(pairs, (64, 128, 256), 10, 2, times=2) == {64: (56, 48), 128: (64, 48), 256: (120, 80)}
+
+
+def test_compressed_sizes_do_not_exceed_the_length_nor_fall_to_nothing():
+    pairs = pairs_of([61, 30], [60, 28])
+    assert compressed_sizes(pairs, (24, 61), 0, 8, times=1) == {24: (8,), 61: (61,)}
+
+
+def test_the_sizes_given_to_the_model_are_shorter_after_each_compression(model, monkeypatch):
+    seen = []
+    run = model._scorer.__call__
+
+    def record(pairs, steps, options, **kwargs):
+        seen.extend((step.length, options(step.length)) for step in steps)
+        return run(pairs, steps, options, **kwargs)
+
+    monkeypatch.setattr(model, "_scorer", type("Recording", (), {"__call__": staticmethod(record), "row_multiple": 1})())
+    model.compute_score(PAIRS, compress_layers=[3, 1], compress_ratio=4, cutoff_layers=[6])
+    tokens = tokenize(
+        as_pairs(PAIRS),
+        model.tokenizer,
+        model._template(model._lengths(None, None)),
+        query_instruction=model.query_instruction,
+        passage_instruction=model.passage_instruction,
+    )
+    suffix = len(tokens.template.suffix)
+    passages = tokens.lengths - tokens.passage_starts - suffix
+    once = tokens.passage_starts + suffix + -(-passages // 4)
+    twice = tokens.passage_starts + suffix + -(-(-(-passages // 4)) // 4)
+    (length, options), *others = seen
+    assert not others
+    (first, after_first), (second, after_second) = options["compressed"]
+    assert (first, second) == (1, 3)
+    assert options["suffix_length"] == suffix
+    assert once.max() <= after_first < once.max() + 8
+    assert twice.max() <= after_second < twice.max() + 8
+    assert after_second < after_first < length
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("ratio", [3, 0, -2, 16])
+def test_a_ratio_that_there_is_not_is_refused_with_the_choices(model, ratio):
+    with pytest.raises(ValueError, match=rf"compress_ratio {ratio} is not one of 1, 2, 4, 8"):
+        model.compute_score(PAIRS, compress_ratio=ratio)
+
+
+@pytest.mark.parametrize("layer", [99, 6, -1])
+def test_a_layer_outside_the_model_is_refused_with_the_range(model, layer):
+    with pytest.raises(ValueError, match=rf"compress_layers \[{layer}\]: the model has layers 0 to 5"):
+        model.compute_score(PAIRS, compress_layers=[2, layer], compress_ratio=2)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"head_index": "first"}, "head_index 'first' is neither 'reference' nor 'layer'"),
+        ({"attention_softcap": "none"}, "attention_softcap 'none' is neither 'reference' nor 'config'"),
+        ({"cutoff_layers": [1]}, r"cutoff_layers \[1\]: scores are there after layers 2 to 6"),
+        ({"cutoff_layers": []}, "name at least one"),
+        ({"compress_ratio": 3}, "compress_ratio 3 is not one of 1, 2, 4, 8"),
+        ({"compress_ratio": 2, "compress_layers": [42]}, r"compress_layers \[42\]: the model has layers 0 to 5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_constructor_refuses_what_calls_refuse(argument, message):
+    with pytest.raises(ValueError, match=message):
+        FlaxAutoReranker.from_finetuned(str(CASES / NAME), **argument)
+
+
+def test_arguments_that_the_class_does_not_have_are_named(model):
+    with pytest.raises(TypeError, match="use_dataloader"):
+        model.compute_score(PAIRS, use_dataloader=True)
+    with pytest.raises(TypeError, match="layerwise"):
+        LightWeightFlaxLLMReranker(str(CASES / NAME), layerwise=True)
