@@ -1,113 +1,173 @@
 """Sequence lengths to a plan of fixed-shape steps.
 
-Every step is a batch of a shape (rows, length) that is compiled once. Lengths come from a short table;
-rows follow from a budget of tokens per step. Pairs are sorted by length and taken from the longest: a step
-that a length cannot fill is filled with the next shorter pairs, so only the last step has empty rows.
+Every step is a batch of a shape (rows, length) that is compiled once, and the shapes come from a short table. Pairs are
+sorted by length and taken from the longest: a step that pairs of its length cannot fill is filled with the next shorter
+ones, so that only the last step has empty rows.
+
+Small calls use a table that is always the same. Large ones have theirs fitted to their lengths, and it is kept for later
+calls that it serves as well.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 GRID = 8
-TABLE_SIZE = 7
+TABLE_SIZE = 8
 MIN_STEP_TOKENS = 1024
 MAX_STEP_TOKENS = 16384
 FIT_FROM = 256
-GOOD_ENOUGH_PADDING = 0.08
+AS_GOOD = 1.05
+NEARLY_FULL = 0.75
 
 
-@dataclass(frozen=True)
-class Step:
-    """One batch: which pairs, padded to `rows` rows of `length` tokens."""
+class Shape(NamedTuple):
+    """The shape of a batch."""
 
-    pairs: np.ndarray
     rows: int
     length: int
 
 
-def default_table(limit: int) -> tuple[int, ...]:
-    """Lengths for jobs too small to fit a table to: 32, 64, 96, 128, 192, 256, 384, ... up to `limit`."""
-    lengths = [32, 64]
-    while lengths[-1] < limit:
-        lengths.append(lengths[-1] * 3 // 2 if _is_power_of_two(lengths[-1]) else lengths[-2] * 2)
-    return (*(length for length in lengths if length < limit), limit)
+Table = tuple[Shape, ...]
 
 
-def fit_table(lengths: np.ndarray, limit: int, size: int = TABLE_SIZE) -> tuple[int, ...]:
-    """The table of at most `size` lengths that pads `lengths` least, by dynamic programming.
+@dataclass(frozen=True)
+class Step:
+    """One batch: which pairs, and its shape."""
 
-    Table entries are multiples of eight, or `limit` (the most tokens that the model takes).
+    pairs: np.ndarray
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What bounds a plan.
+
+    Attributes:
+        limit: tokens of the longest input that there can be.
+        budget: tokens that a step may compute at the most; one row per device is always taken.
+        multiple: rows are a multiple of this, the devices on the mesh's data axis.
     """
-    top = min(-(-int(lengths.max()) // GRID) * GRID, limit)
-    candidates = np.unique(np.append(np.arange(GRID, top, GRID), top))
+
+    limit: int
+    budget: int
+    multiple: int = 1
+
+    def choose(self, lengths: np.ndarray, known: Sequence[Table] = ()) -> Table:
+        """The table for pairs of these lengths: the default one for few pairs; for many a fitted one, unless one of
+        the `known` computes hardly more."""
+        if len(lengths) < FIT_FROM:
+            return self.default_table(lengths)
+        fitted = self.fit_table(lengths)
+        new = self.steps(lengths, fitted)
+        for table in known:
+            if table[-1].length < lengths.max() or max(map(self._tokens_above_budget, table)) > 0:
+                continue
+            steps = self.steps(lengths, table)
+            if computed_tokens(steps) <= AS_GOOD * computed_tokens(new) and len(steps) <= 2 * len(new):
+                return table
+        return fitted
+
+    def default_table(self, lengths: np.ndarray) -> Table:
+        """Lengths 32, 64, 96, 128, 192, 256, 384, ... up to the limit."""
+        table = [32, 64]
+        while table[-1] < self.limit:
+            table.append(table[-1] * 3 // 2 if _is_power_of_two(table[-1]) else table[-2] * 2)
+        tokens = self._step_tokens(lengths)
+        return tuple(
+            Shape(self._rows(length, tokens), length)
+            for length in (*(length for length in table if length < self.limit), self.limit)
+        )
+
+    def fit_table(self, lengths: np.ndarray) -> Table:
+        """The table of at most `TABLE_SIZE` shapes that computes the fewest tokens for these pairs.
+
+        Lengths by dynamic programming over the multiples of eight, with or without the very longest pairs, which share
+        a step with others in any case.
+        """
+        longest_first = -np.sort(-lengths)
+        top = min(-(-int(longest_first[0]) // GRID) * GRID, self.limit)
+        choices = [_fit_lengths(longest_first, top, TABLE_SIZE)]
+        if len(lengths) > self.multiple:
+            rest = longest_first[self.multiple :]
+            below = min(-(-int(rest[0]) // GRID) * GRID, top)
+            choices.append(sorted({*_fit_lengths(rest, below, TABLE_SIZE - 1), top}))
+        tables = [self._even_rows(lengths, choice) for choice in choices]
+        return min(tables, key=lambda table: computed_tokens(self.steps(lengths, table)))
+
+    def _even_rows(self, lengths: np.ndarray, ends: Sequence[int]) -> Table:
+        """Shapes of the given lengths, with the pairs of each shared evenly among as many steps as they need."""
+        tokens = self._step_tokens(lengths)
+        shapes: list[Shape] = []
+        taken = 0
+        for length, shorter in zip(reversed(ends), [*reversed(ends[:-1]), 0], strict=True):
+            pairs = max(int(np.count_nonzero(lengths > shorter)) - taken, 1)
+            rows = self._rows(length, tokens)
+            steps = -(-pairs // rows)
+            even = -(-pairs // steps)
+            shapes.append(Shape(-(-even // self.multiple) * self.multiple, length))
+            taken += steps * shapes[-1].rows
+        return tuple(reversed(shapes))
+
+    def steps(self, lengths: np.ndarray, table: Table) -> list[Step]:
+        """Cut pairs into steps, the longest first. None may be longer than the last of `table`."""
+        order = np.argsort(-lengths, kind="stable")
+        ends = np.asarray([shape.length for shape in table])
+        steps = []
+        start = 0
+        while start < len(order):
+            shape = table[np.searchsorted(ends, lengths[order[start]])]
+            pairs = order[start : start + shape.rows]
+            if len(pairs) < shape.rows * NEARLY_FULL:
+                rows = self.multiple * _power_of_two_at_least(-(-len(pairs) // self.multiple))
+                shape = Shape(min(rows, shape.rows), shape.length)
+            steps.append(Step(pairs, shape))
+            start += len(pairs)
+        return steps
+
+    def _tokens_above_budget(self, shape: Shape) -> int:
+        return shape.rows * shape.length - max(self.budget, self.multiple * shape.length)
+
+    def _rows(self, length: int, tokens: int) -> int:
+        return max(tokens // length // self.multiple, 1) * self.multiple
+
+    def _step_tokens(self, lengths: np.ndarray) -> int:
+        """Tokens of a step: the largest of a few sizes that still makes many steps, so that the empty rows of the last
+        one are a small share."""
+        total = int(lengths.sum())
+        tokens = MAX_STEP_TOKENS
+        while tokens > MIN_STEP_TOKENS and total < 32 * tokens * self.multiple:
+            tokens //= 4
+        return min(tokens * self.multiple, self.budget)
+
+
+def computed_tokens(steps: Sequence[Step]) -> int:
+    """Rows times length, over all steps."""
+    return sum(step.shape.rows * step.shape.length for step in steps)
+
+
+def _fit_lengths(lengths: np.ndarray, top: int, size: int) -> list[int]:
+    """At most `size` lengths up to `top` that pad these pairs least."""
+    candidates = np.append(np.arange(GRID, top, GRID), top)
     count = np.searchsorted(np.sort(lengths), candidates, side="right").astype(np.float64)
     # cost[j]: tokens computed for all pairs of at most candidates[j] tokens, with candidates[j] in the table.
     cost = count * candidates
+    positions = np.arange(len(candidates))
     choices = []
     for _ in range(size - 1):
         extended = cost[:, None] + (count[None, :] - count[:, None]) * candidates[None, :]
-        extended[np.arange(len(candidates))[:, None] >= np.arange(len(candidates))[None, :]] = np.inf
+        extended[positions[:, None] >= positions[None, :]] = np.inf
         best = extended.argmin(axis=0)
-        improved = extended[best, np.arange(len(candidates))]
+        improved = extended[best, positions]
         choices.append(np.where(improved < cost, best, -1))
         cost = np.minimum(improved, cost)
     table = [len(candidates) - 1]
     for choice in reversed(choices):
         if choice[table[-1]] >= 0:
             table.append(int(choice[table[-1]]))
-    return tuple(int(candidates[j]) for j in reversed(table))
-
-
-def choose_table(lengths: np.ndarray, limit: int, known: Sequence[tuple[int, ...]] = ()) -> tuple[int, ...]:
-    """A table for these pairs: a known one that pads them little, so that nothing is compiled anew, else a
-    fitted one for a large job, else the default."""
-    longest = int(lengths.max())
-    for table in known:
-        if table[-1] >= longest and _padding_share(lengths, table) <= GOOD_ENOUGH_PADDING:
-            return table
-    return fit_table(lengths, limit) if len(lengths) >= FIT_FROM else default_table(limit)
-
-
-def plan_steps(lengths: np.ndarray, table: Sequence[int], *, budget: int, multiple: int = 1) -> list[Step]:
-    """Cut pairs into steps, the longest first.
-
-    Args:
-        lengths: tokens of each pair; none above the last of `table`.
-        table: ascending lengths that steps may have.
-        budget: tokens that a step may compute at the most; at least `multiple` rows are always taken.
-        multiple: rows are a multiple of this, the devices on the mesh's data axis.
-    """
-    lengths = np.asarray(lengths)
-    order = np.argsort(-lengths, kind="stable")
-    tokens = _step_tokens(int(lengths.sum()), budget, multiple)
-    steps = []
-    start = 0
-    while start < len(order):
-        longest = lengths[order[start]]
-        length = int(table[np.searchsorted(table, longest)])
-        rows = max(tokens // length // multiple, 1) * multiple
-        pairs = order[start : start + rows]
-        if len(pairs) < rows:
-            rows = multiple * _power_of_two_at_least(-(-len(pairs) // multiple))
-        steps.append(Step(pairs, rows, length))
-        start += len(pairs)
-    return steps
-
-
-def _step_tokens(total: int, budget: int, multiple: int) -> int:
-    """Tokens of a step: the largest of a few sizes that still makes many steps, so that the unused rows of
-    the last one are a small share."""
-    tokens = MAX_STEP_TOKENS
-    while tokens > MIN_STEP_TOKENS and total < 32 * tokens * multiple:
-        tokens //= 4
-    return min(tokens * multiple, budget)
-
-
-def _padding_share(lengths: np.ndarray, table: Sequence[int]) -> float:
-    padded = np.asarray(table)[np.searchsorted(table, lengths)].sum()
-    return 1.0 - float(lengths.sum()) / float(padded)
+    return [int(candidates[j]) for j in reversed(table)]
 
 
 def _is_power_of_two(number: int) -> bool:

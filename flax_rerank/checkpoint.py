@@ -81,17 +81,28 @@ def save(
         (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.chmod(0o777 & ~_umask())
         if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+            replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
+            os.replace(path, replaced)
+            os.replace(partial, path)
+            shutil.rmtree(replaced)
+        else:
+            os.replace(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise FileExistsError if `path` is there and may not be replaced."""
-    if path.exists() and not overwrite:
+    """Raise FileExistsError if `path` is there and may not be replaced: only an empty folder or a Flax checkpoint may,
+    and that only with `overwrite`."""
+    if not path.exists():
+        return
+    if not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite (--overwrite) to replace it")
+    config = path / "config.json"
+    is_checkpoint = config.is_file() and is_flax_config(json.loads(config.read_text(encoding="utf-8")))
+    if not path.is_dir() or (any(path.iterdir()) and not is_checkpoint):
+        raise FileExistsError(f"{path} is no Flax checkpoint, so it is not overwritten; move it away first")
 
 
 def load_model(

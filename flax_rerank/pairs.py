@@ -110,14 +110,12 @@ class TokenizedPairs:
         """The token ids of one pair, int32 [lengths[pair]]."""
         cut = self.tokenizer.cut
         query = cut(self.texts[self.query_index[pair]], self.query_lengths[pair])
-        # First to its own limit, then to what the template leaves: with truncation on the left, as on the
-        # right, the second cut takes from what the first one kept.
         passage = cut(self.texts[self.passage_index[pair]], self.passage_lengths[pair])
         template = self.template
-        return np.concatenate(
-            [np.asarray(template.prefix, np.int32), query, np.asarray(template.middle, np.int32), passage]
-            + [np.asarray(template.suffix, np.int32)]
+        prefix, middle, suffix = (
+            np.asarray(ids, np.int32) for ids in (template.prefix, template.middle, template.suffix)
         )
+        return np.concatenate([prefix, query, middle, passage, suffix])
 
 
 def tokenize(
@@ -163,10 +161,11 @@ def tokenize(
             "shorten the query or the instructions, or raise max_length"
         )
     taken = len(tokenizer.encode(query_instruction.apply(""))) if query_instruction.text else 0
-    if taken and taken >= template.query_max_length and (query_lengths < full_query).any():
+    lost = (query_lengths < full_query) & (query_lengths <= taken)
+    if lost.any():
         raise ValueError(
-            f"no token of the query is left: its instruction has {taken} tokens, query_max_length is "
-            f"{template.query_max_length}"
+            f"pair {int(np.argmax(lost))}: no token of the query is left. Its instruction has {taken} tokens, "
+            f"query_max_length is {template.query_max_length}"
         )
     return TokenizedPairs(
         template=template,

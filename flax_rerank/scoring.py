@@ -73,10 +73,10 @@ class Scorer:
                 scores[pair] = row
             bar.update(len(step.pairs))
 
-        with tqdm(total=len(pairs), desc="Scoring", unit="pair", disable=not show_progress_bar) as bar:
+        with tqdm(total=len(pairs), desc="Scoring", unit="pair", leave=None, disable=not show_progress_bar) as bar:
             for step in steps:
                 batch = jax.device_put(make_batch(pairs, step), self._batch_sharding)
-                waiting.append((step, self._step(self._leaves, batch, tuple(options(step.length).items()))))
+                waiting.append((step, self._step(self._leaves, batch, tuple(options(step.shape.length).items()))))
                 if len(waiting) > IN_FLIGHT:
                     fetch()
             while waiting:
@@ -97,9 +97,9 @@ def make_batch(pairs: TokenizedPairs, step: Step) -> tuple[np.ndarray, np.ndarra
 
     Rows without a pair have one token, id 0.
     """
-    input_ids = np.zeros((step.rows, step.length), np.int32)
-    lengths = np.ones(step.rows, np.int32)
-    passage_starts = np.ones(step.rows, np.int32)
+    input_ids = np.zeros(step.shape, np.int32)
+    lengths = np.ones(step.shape.rows, np.int32)
+    passage_starts = np.ones(step.shape.rows, np.int32)
     for row, pair in enumerate(step.pairs):
         ids = pairs.ids(pair)
         input_ids[row, : len(ids)] = ids

@@ -85,7 +85,7 @@ class Tokenizer:
     def encode_many(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> list[np.ndarray]:
         """Token ids (int32) of many texts, without special tokens."""
         ids: list[np.ndarray] = []
-        with tqdm(total=len(texts), desc="Tokenizing", unit="text", disable=not show_progress_bar) as bar:
+        with tqdm(total=len(texts), desc="Tokenizing", unit="text", leave=None, disable=not show_progress_bar) as bar:
             for start in range(0, len(texts), CHUNK):
                 batch = list(texts[start : start + CHUNK])
                 encodings = self.backend.encode_batch_fast(batch, add_special_tokens=False)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from flax_rerank import checkpoint, convert
-from flax_rerank.batching import choose_table, plan_steps
+from flax_rerank.batching import Planner, Shape, Table, computed_tokens
 from flax_rerank.dtypes import choose_dtype
 from flax_rerank.hub import local_folder
 from flax_rerank.pairs import Instruction, Template, TokenizedPairs, as_pairs, tokenize
@@ -45,7 +45,7 @@ class RerankOutput:
     tokens: np.ndarray
     truncated: np.ndarray
     steps: int
-    shapes: tuple[tuple[int, int], ...]
+    shapes: tuple[Shape, ...]
     computed_tokens: int
     padding_tokens: int
 
@@ -125,7 +125,7 @@ class AbsReranker(ABC):
         self.tokenizer = Tokenizer.from_folder(folder)
         self.model = self._load_model(folder, cache_dir)
         self._scorer = Scorer(self.model, self.mesh)
-        self._tables: tuple[tuple[int, ...], ...] = ()
+        self._tables: tuple[Table, ...] = ()
         self._template(self._lengths(None, None))
 
     def _config_overrides(self) -> dict[str, Any]:
@@ -220,26 +220,26 @@ class AbsReranker(ABC):
             show_progress_bar=show_progress_bar,
         )
         tokens = tokenized.lengths
-        table = choose_table(tokens, template.max_tokens, self._tables)
+        planner = Planner(template.max_tokens, batch_size * lengths.max_length, self._scorer.row_multiple)
+        table = planner.choose(tokens, self._tables)
         if table not in self._tables:
             self._tables = (table, *self._tables)
-        budget = batch_size * lengths.max_length
-        steps = plan_steps(tokens, table, budget=budget, multiple=self._scorer.row_multiple)
+        steps = planner.steps(tokens, table)
         scores = self._scorer(
             tokenized,
             steps,
-            options(tokenized, table) if options else lambda length: {},
+            options(tokenized, [shape.length for shape in table]) if options else lambda length: {},
             show_progress_bar=show_progress_bar,
         ).astype(np.float64)
         if self.normalize if normalize is None else normalize:
             scores = sigmoid(scores)
-        computed = sum(step.rows * step.length for step in steps)
+        computed = computed_tokens(steps)
         return RerankOutput(
             scores=scores,
             tokens=tokens,
             truncated=tokenized.truncated,
             steps=len(steps),
-            shapes=tuple(sorted({(step.rows, step.length) for step in steps})),
+            shapes=tuple(sorted({step.shape for step in steps})),
             computed_tokens=computed,
             padding_tokens=computed - int(tokens.sum()),
         )

@@ -113,10 +113,6 @@ def test_the_arguments_of_a_call_win_over_those_of_the_constructor(bert):
     assert model.score(SHORT, normalize=False).scores.tolist() != model.score(SHORT).scores.tolist()
 
 
-def test_a_call_can_turn_off_what_the_constructor_turned_on(bert):
-    assert make(normalize=True).compute_score(SHORT, normalize=False) == bert.compute_score(SHORT)
-
-
 # compute_score and score
 
 
@@ -432,8 +428,6 @@ def test_by_default_the_progress_bar_shows_for_more_pairs_than_a_batch(capsys):
 
 
 def test_the_constructor_switches_the_progress_bar_for_all_calls(capsys):
-    make(show_progress_bar=False).compute_score(SHORT, batch_size=1)
-    assert capsys.readouterr() == ("", "")
     model = make(show_progress_bar=True)
     model.compute_score(SHORT[0])
     assert "Scoring" in capsys.readouterr().err

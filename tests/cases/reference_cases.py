@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
