@@ -3,7 +3,6 @@
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import Rule, layer_norm, linear
-
 from flax_rerank.models.encoder import Encoder, EncoderConfig
 
 

@@ -4,7 +4,6 @@ from flax_rerank.convert.decoder import IGNORED, layer_head_rules
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.gemma2 import gemma2_config
 from flax_rerank.convert.hf_config import HFConfig
-
 from flax_rerank.models.decoder import Decoder, DecoderConfig
 
 

@@ -6,7 +6,6 @@ from typing import Any
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import Row, Rule, linear, rms_norm
-
 from flax_rerank.models.decoder import Decoder, DecoderConfig
 from flax_rerank.models.rotary import RopeScaling
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flax import nnx
+
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import Rule
 

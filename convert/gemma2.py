@@ -5,7 +5,6 @@ from typing import Any
 from flax_rerank.convert.decoder import sliding_windows, token_logit_family
 from flax_rerank.convert.gemma import gemma_config
 from flax_rerank.convert.hf_config import HFConfig
-
 from flax_rerank.models.decoder import DecoderConfig
 
 

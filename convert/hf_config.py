@@ -11,92 +11,23 @@ from typing import Any
 REQUIRED = object()
 
 NO_EFFECT_ON_SCORES = frozenset(
-    [
-        "_name_or_path",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_commit_hash",
-        "architectures",
-        "auto_map",
-        "model_type",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "torchscript",
-        "return_dict",
-        "use_cache",
-        "cache_implementation",
-        "output_attentions",
-        "output_hidden_states",
-        "output_past",
-        "use_return_dict",
-        "gradient_checkpointing",
-        "attention_dropout",
-        "attention_probs_dropout_prob",
-        "hidden_dropout_prob",
-        "classifier_dropout",
-        "hidden_dropout",
-        "embd_pdrop",
-        "resid_pdrop",
-        "initializer_range",
-        "initializer_factor",
-        "layer_norm_type",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "sep_token_id",
-        "cls_token_id",
-        "decoder_start_token_id",
-        "unk_token_id",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "finetuning_task",
-        "task_specific_params",
-        "tokenizer_class",
-        "sbert_ce_default_activation_function",
-        "sentence_transformers",
-        "model_max_length",
-        "keys_to_ignore_at_inference",
-        "directionality",
-        "pooler_fc_size",
-        "pooler_num_attention_heads",
-        "pooler_num_fc_layers",
-        "pooler_size_per_head",
-        "pooler_type",
-        "begin_suppress_tokens",
-        "suppress_tokens",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "exponential_decay_length_penalty",
-        "bad_words_ids",
-        "do_sample",
-        "early_stopping",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "diversity_penalty",
-        "output_scores",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict_in_generate",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "prefix",
-        "use_bfloat16",
-        "tf_legacy_loss",
-        "chunk_size_feed_forward",
-        "unsloth_version",
-        "unsloth_fixed",
-    ]
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures
+    attention_dropout attention_probs_dropout_prob auto_map bad_words_ids begin_suppress_tokens bos_token_id
+    cache_implementation chunk_size_feed_forward classifier_dropout cls_token_id decoder_start_token_id
+    directionality diversity_penalty do_sample dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size
+    eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range
+    keys_to_ignore_at_inference label2id layer_norm_type length_penalty max_length min_length model_max_length
+    model_type no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    output_attentions output_hidden_states output_past output_scores pad_token_id pooler_fc_size
+    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type prefix problem_type
+    remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
+    sbert_ce_default_activation_function sentence_transformers sep_token_id suppress_tokens
+    task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
+    transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
+    use_return_dict
+    """.split()  # noqa: SIM905  (a list of that many strings would fill a page)
 )
 
 

@@ -2,7 +2,6 @@
 
 from flax_rerank.convert.decoder import decoder_config, token_logit_family
 from flax_rerank.convert.hf_config import HFConfig
-
 from flax_rerank.models.decoder import DecoderConfig
 
 

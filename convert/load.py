@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+
 from flax_rerank.convert.bert import BERT
 from flax_rerank.convert.cost_wise_gemma import COST_WISE_GEMMA
 from flax_rerank.convert.family import Family
@@ -64,6 +65,13 @@ def model_class_of(hf: Mapping[str, Any]) -> str | None:
     return next((classes[name] for name in hf.get("architectures") or () if name in classes), None)
 
 
+def refuse_embedding_model(hf: Mapping[str, Any]) -> None:
+    """Raise ValueError for a config.json of a model without a head."""
+    bodies = [name for name in hf.get("architectures") or () if name.endswith("Model")]
+    if bodies:
+        raise ValueError(f"{bodies[0]} is an embedding model: it has no head that could score a pair")
+
+
 def family_of(hf: Mapping[str, Any]) -> Family:
     """The family that covers a config.json.
 
@@ -72,9 +80,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
         NotImplementedError: an architecture that is not covered.
     """
     architectures = tuple(hf.get("architectures") or ())
-    bodies = [name for name in architectures if name.endswith("Model")]
-    if bodies:
-        raise ValueError(f"{bodies[0]} is an embedding model: it has no head that could score a pair")
+    refuse_embedding_model(hf)
     labels = HFConfig(hf).labels
     if labels is not None and labels != 1 and any("SequenceClassification" in name for name in architectures):
         raise ValueError(f"a reranker has a head with one label; config.json has {labels}")
@@ -83,10 +89,9 @@ def family_of(hf: Mapping[str, Any]) -> Family:
             return family
         if not architectures and hf.get("model_type") == family.model_type:
             return family
+    asked = ", ".join(architectures) or hf.get("model_type")
     covered = sorted(name for family in FAMILIES for name in family.model_classes)
-    raise NotImplementedError(
-        f"architecture {', '.join(architectures) or hf.get('model_type')} is not covered; covered: {', '.join(covered)}"
-    )
+    raise NotImplementedError(f"architecture {asked} is not covered; covered: {', '.join(covered)}")
 
 
 def load_model(

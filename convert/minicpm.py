@@ -7,7 +7,6 @@ from flax_rerank.convert.decoder import IGNORED, IGNORED_TIED, decoder_config, l
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import Rule
-
 from flax_rerank.models.decoder import Decoder, DecoderConfig
 
 

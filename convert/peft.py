@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from flax_rerank.convert.rules import CheckpointError, Shape, TensorSource
 from flax_rerank.convert.torch_files import SafetensorsFiles
 

@@ -204,6 +204,9 @@ def assign(
         takers = [rule for rule in rules if rule.flax == path]
         if not takers:
             faults.append(f"parameter {path} {list(shape)} has no rule")
+        slots = sorted(rule.slot for rule in takers if rule.slot is not None)
+        if slots and slots != list(range(shape[-2])):
+            faults.append(f"parameter {path} {list(shape)} has rules for the slots {slots} only")
         for rule in takers:
             names = map(rule.torch_name, range(shape[0]) if rule.stacked else (None,))
             faults += [f"tensor {name} is missing" for name in names if name not in tensors]

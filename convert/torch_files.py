@@ -8,8 +8,9 @@ from typing import Any
 
 import ml_dtypes  # registers bfloat16 with numpy, which safetensors needs to read it
 import numpy as np
-from flax_rerank.convert.rules import CheckpointError, Shape, TensorSource
 from safetensors import SafetensorError, safe_open
+
+from flax_rerank.convert.rules import CheckpointError, Shape, TensorSource
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class SafetensorsFiles:
         self._shapes: dict[str, Shape] = {}
         faults = []
         unread = set()
+        found = set()
         for file in files:
             try:
                 handle = safe_open(folder / file, framework="numpy")
@@ -64,11 +66,12 @@ class SafetensorsFiles:
                         f"tensor {name} has dtype {entry.get_dtype()}; float32, float16 and bfloat16 can be read"
                     )
                 self._files[name] = handle
+                found.add((name, file))
                 self._shapes[name] = tuple(entry.get_shape())
         faults += [
             f"tensor {name} is not in {file}, where the index has it"
             for name, file in (weight_map or {}).items()
-            if name not in self._shapes and file not in unread
+            if (name, file) not in found and file not in unread
         ]
         if faults:
             raise CheckpointError(folder, faults)
@@ -76,8 +79,10 @@ class SafetensorsFiles:
     @classmethod
     def from_index(cls, path: Path) -> "SafetensorsFiles":
         try:
-            weight_map = json.loads(path.read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+                raise TypeError("weight_map does not map tensors to files")
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(path.parent, [f"{path.name} is no index of tensors ({error!r})"]) from error
         return cls(path.parent, sorted(set(weight_map.values())), weight_map)
 

@@ -4,7 +4,6 @@ from flax_rerank.convert.bert import body_rules, encoder_config
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import linear
-
 from flax_rerank.models.encoder import Encoder, EncoderConfig
 
 

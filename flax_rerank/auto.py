@@ -115,7 +115,9 @@ class FlaxAutoReranker:
         if model_class is not None:
             chosen = RERANKER_CLASS_MAPPING[_as_model_class(model_class)]
         else:
-            chosen = _class_of_name(name) or _class_of_config(name, kwargs.get("cache_dir"))
+            chosen = (
+                _class_of_checkpoint(name) or _class_of_name(name) or _class_of_config(name, kwargs.get("cache_dir"))
+            )
         return chosen(name, use_fp16=use_fp16, trust_remote_code=bool(trust_remote_code), **kwargs)
 
 
@@ -139,6 +141,18 @@ def _class_of_name(name: str) -> type[AbsReranker] | None:
     return config.model_class
 
 
+def _class_of_checkpoint(name: str) -> type[AbsReranker] | None:
+    """The class that a Flax checkpoint says it is, whatever its folder is called."""
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        return None
+    config = convert.read_config(folder)
+    if not checkpoint.is_flax_config(config):
+        return None
+    checkpoint.require_known_format(folder, config)
+    return RERANKER_CLASS_MAPPING[RerankerModelClass(config["model_class"])]
+
+
 def _class_of_config(name: str, cache_dir: str | None) -> type[AbsReranker]:
     known = f"known names: {', '.join(AUTO_RERANKER_MAPPING)}; or pass model_class, one of {_model_classes()}"
     try:
@@ -148,7 +162,12 @@ def _class_of_config(name: str, cache_dir: str | None) -> type[AbsReranker]:
     except OSError as error:
         raise ValueError(f"{name!r} is no known name, and {error}. {known}") from error
     config = convert.read_config(folder)
-    value = config["model_class"] if checkpoint.is_flax_config(config) else convert.model_class_of(config)
+    if checkpoint.is_flax_config(config):
+        checkpoint.require_known_format(folder, config)
+        value = config["model_class"]
+    else:
+        convert.refuse_embedding_model(config)
+        value = convert.model_class_of(config)
     if value is None:
         raise ValueError(
             f"{name!r} is no known name, and its config.json does not say which class it is (architectures: "

@@ -1,11 +1,11 @@
 """Sequence lengths to a plan of fixed-shape steps.
 
-Every step is a batch of a shape (rows, length) that is compiled once, and the shapes come from a short table. Pairs are
-sorted by length and taken from the longest: a step that pairs of its length cannot fill is filled with the next shorter
-ones, so that only the last step has empty rows.
+Every step is a batch of a shape (rows, length) that is compiled once, and the shapes come from a short table. Pairs
+are sorted by length and taken from the longest: a step that pairs of its length cannot fill is filled with the next
+shorter ones, so that only the last step has empty rows.
 
-Small calls use a table that is always the same. Large ones have theirs fitted to their lengths, and it is kept for later
-calls that it serves as well.
+Small calls use a table that is always the same. Large ones have theirs fitted to their lengths, and it is kept for
+later calls that it serves as well.
 """
 
 from collections.abc import Sequence

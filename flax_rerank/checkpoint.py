@@ -81,10 +81,14 @@ def save(
         (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.chmod(0o777 & ~_umask())
         if path.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
-            os.replace(path, replaced)
-            os.replace(partial, path)
-            shutil.rmtree(replaced)
+            old = partial.with_name(partial.name + ".old")
+            os.replace(path, old)
+            try:
+                os.replace(partial, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old)
         else:
             os.replace(partial, path)
     except BaseException:
@@ -105,6 +109,14 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} is no Flax checkpoint, so it is not overwritten; move it away first")
 
 
+def require_known_format(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a Flax checkpoint that a newer flax-rerank wrote."""
+    version = config["format_version"]
+    if version > FORMAT_VERSION:
+        fault = f"its format version is {version}, this flax-rerank knows up to {FORMAT_VERSION}: upgrade"
+        raise CheckpointError(folder, [fault])
+
+
 def load_model(
     folder: Path, config: Mapping[str, Any], dtype: np.dtype | None, sharding: Sharding, **overrides: Any
 ) -> nnx.Module:
@@ -122,13 +134,7 @@ def load_model(
     """
     import orbax.checkpoint as ocp
 
-    if config["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(
-            folder,
-            [
-                f"its format version is {config['format_version']}, this flax-rerank knows up to {FORMAT_VERSION}: upgrade"
-            ],
-        )
+    require_known_format(folder, config)
     module, config_class = ARCHITECTURES[config["architecture"]]
     model_config = config_class(**config["architecture_config"] | overrides)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: module(model_config)))
@@ -139,7 +145,11 @@ def load_model(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding),
             nnx.to_pure_dict(state),
         )
-        restored = checkpointer.restore((folder / PARAMS).resolve(), target)
+        try:
+            restored = checkpointer.restore((folder / PARAMS).resolve(), target)
+        except Exception as error:
+            reason = str(error).partition("\n")[0][:500]
+            raise CheckpointError(folder, [f"{PARAMS}/ is damaged or does not fit config.json ({reason})"]) from error
     nnx.replace_by_pure_dict(state, restored)
     return nnx.merge(graphdef, state)
 

@@ -27,7 +27,7 @@ def local_folder(name: str, cache_dir: str | None = None, *, config_only: bool =
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise FileNotFoundError(f"there is no folder {name}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     files = [*CONFIG_FILES] if config_only else [*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES]
     try:
@@ -35,8 +35,9 @@ def local_folder(name: str, cache_dir: str | None = None, *, config_only: bool =
         if not config_only and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=[*files, *PICKLE_FILES]))
         return folder
-    except (OSError, HFValidationError) as error:
+    except (OSError, HTTPError, HFValidationError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise OSError(
-            f"{name} is no local folder and could not be had from the Hugging Face hub ({str(error).splitlines()[0]}). "
+            f"{name} is no local folder and could not be had from the Hugging Face hub ({reason}). "
             "A folder with config.json, tokenizer and weights works without the hub"
         ) from error

@@ -19,9 +19,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
 }
 
-# On CPU, XLA adds the terms of a product in order, as PyTorch does, where the number of outputs is a multiple of this;
-# elsewhere it adds even and odd terms apart. Narrower products are padded, so that scores differ from PyTorch's by less
-# than 1e-4 in ill-conditioned models too. Only models made for tests are that narrow: others pay nothing.
+# On CPU, XLA adds the terms of a product in order, as PyTorch does, where the number of outputs is a multiple of
+# this; elsewhere it adds even and odd terms apart. Other products are padded to it, which keeps scores within 1e-4 of
+# PyTorch's in ill-conditioned models too. Only models made for tests have such widths: others pay nothing.
 IN_ORDER = 64
 
 

@@ -231,6 +231,10 @@ class AbsReranker(ABC):
             options(tokenized, [shape.length for shape in table]) if options else lambda length: {},
             show_progress_bar=show_progress_bar,
         ).astype(np.float64)
+        # The same pair in steps of two shapes differs by rounding: all take the score of the first, so that ties stay.
+        key = tokenized.query_index * len(tokenized.texts) + tokenized.passage_index
+        _, first, same = np.unique(key, return_index=True, return_inverse=True)
+        scores = scores[first[same]]
         if self.normalize if normalize is None else normalize:
             scores = sigmoid(scores)
         computed = computed_tokens(steps)

@@ -7,14 +7,14 @@ import shutil
 import numpy as np
 import pytest
 from flax import nnx
-from flax_rerank.convert import load
-from flax_rerank.convert.bert import BERT
-from flax_rerank.convert.load import load_model, model_class_of, read_config
-from flax_rerank.convert.rules import Rule
 from reference_cases import CASES
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import CheckpointError, FlaxAutoReranker, FlaxReranker
+from flax_rerank.convert import load
+from flax_rerank.convert.bert import BERT
+from flax_rerank.convert.load import load_model, model_class_of, read_config
+from flax_rerank.convert.rules import Rule
 
 FLOAT32 = np.dtype(np.float32)
 

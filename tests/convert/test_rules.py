@@ -5,6 +5,9 @@ import shutil
 import numpy as np
 import pytest
 from flax import nnx
+from reference_cases import CASES
+from safetensors.numpy import load_file, save_file
+
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.load import family_of, load_model, read_config
 from flax_rerank.convert.rules import (
@@ -19,8 +22,6 @@ from flax_rerank.convert.rules import (
     linear,
     unfill,
 )
-from reference_cases import CASES
-from safetensors.numpy import load_file, save_file
 
 ENCODERS = ("encoder-bert", "encoder-xlmr")
 

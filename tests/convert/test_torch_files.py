@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from flax_rerank.convert.load import load_model
-from flax_rerank.convert.rules import CheckpointError
-from flax_rerank.convert.torch_files import open_torch_files
 from reference_cases import CASES
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import FlaxAutoReranker
+from flax_rerank.convert.load import load_model
+from flax_rerank.convert.rules import CheckpointError
+from flax_rerank.convert.torch_files import open_torch_files
 
 INDEX = "model.safetensors.index.json"
 TENSORS = {f"t{i}": np.arange(6, dtype=np.float32).reshape(2, 3) + 10 * i for i in range(6)}

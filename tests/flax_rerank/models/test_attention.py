@@ -1,13 +1,16 @@
 """Attention against an implementation that goes head by head, in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_rerank.models.attention import attention
+from flax_rerank.models.attention import attention as traced
 
 BATCH, LENGTH, SIZE, KV_HEADS = 3, 11, 8, 2
 SCALE = SIZE**-0.5
+
+attention = jax.jit(traced, static_argnames=("scale", "softcap"))
 
 POSITIONS = np.arange(LENGTH)
 CAUSAL = (POSITIONS[None, :] <= POSITIONS[:, None])[None]

@@ -1,0 +1,314 @@
+"""config.json of each decoder family to `DecoderConfig`, and the refusal of what is not understood."""
+
+import json
+
+import pytest
+from reference_cases import CASES
+
+from flax_rerank.convert.hf_config import HFConfig
+from flax_rerank.convert.load import FAMILIES, family_of, model_class_of
+from flax_rerank.models.rotary import RopeScaling
+
+DECODERS = (
+    "decoder-gemma",
+    "decoder-gemma2",
+    "decoder-llama",
+    "decoder-mistral",
+    "decoder-qwen2",
+    "decoder-qwen3",
+    "layerwise-minicpm",
+    "lightweight-gemma2",
+)
+
+
+def fields_of(name, **changes):
+    fields = json.loads((CASES / name / "config.json").read_text(encoding="utf-8")) | changes
+    return {key: value for key, value in fields.items() if value is not ...}
+
+
+def config_of(name, **changes):
+    """The config of a case with some fields changed; `...` leaves a field out."""
+    fields = fields_of(name, **changes)
+    return family_of(fields).config(HFConfig(fields))
+
+
+EXPECTED = {
+    "decoder-llama": {
+        "vocab_size": 800,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "query_scale": 8**-0.5,
+        "norm_offset": 0.0,
+        "embedding_scale": 1.0,
+        "residual_scale": 1.0,
+        "tied_head": False,
+        "qk_norm": False,
+        "query_key_value_bias": False,
+        "mlp_bias": False,
+        "sandwich_norms": False,
+        "attention_softcap": None,
+        "final_softcap": None,
+        "sliding_windows": (),
+        "head_layers": (2,),
+        "head_per_layer": False,
+        "rope_scaling": None,
+    },
+    "decoder-mistral": {"head_dim": 16, "sliding_windows": (), "tied_head": False, "max_position_embeddings": 131072},
+    "decoder-qwen2": {
+        "query_key_value_bias": True,
+        "attention_output_bias": False,
+        "qk_norm": False,
+        "tied_head": True,
+        "head_dim": 8,
+        "rope_theta": 1000000.0,
+    },
+    "decoder-qwen3": {
+        "query_key_value_bias": False,
+        "qk_norm": True,
+        "tied_head": True,
+        "head_dim": 16,
+        "query_scale": 16**-0.5,
+    },
+    "decoder-gemma": {
+        "norm_offset": 1.0,
+        "embedding_scale": 32**0.5,
+        "hidden_act": "gelu_pytorch_tanh",
+        "head_dim": 16,
+        "num_key_value_heads": 1,
+        "tied_head": True,
+        "sandwich_norms": False,
+        "sliding_windows": (),
+        "final_softcap": None,
+    },
+    "decoder-gemma2": {
+        "norm_offset": 1.0,
+        "embedding_scale": 32**0.5,
+        "sandwich_norms": True,
+        "attention_softcap": 50.0,
+        "final_softcap": 30.0,
+        "query_scale": 16**-0.5,
+        "sliding_windows": (4096, 0, 4096, 0),
+        "tied_head": True,
+        "head_layers": (4,),
+    },
+    "layerwise-minicpm": {
+        "embedding_scale": 12.0,
+        "residual_scale": 1.4 / 6**0.5,
+        "logit_scale": 1.0,
+        "head_layers": (2, 3, 4, 5, 6),
+        "head_per_layer": True,
+        "score_token": None,
+        "tied_head": False,
+        "norm_offset": 0.0,
+    },
+    "lightweight-gemma2": {
+        "head_layers": (2, 3, 4, 5, 6),
+        "head_per_layer": True,
+        "tied_head": False,
+        "sandwich_norms": True,
+        "final_softcap": 30.0,
+        "attention_softcap": 50.0,
+        "sliding_windows": (4096, 0, 4096, 0, 4096, 0),
+    },
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_config_of_each_family_has_the_values_of_its_file(name):
+    config = config_of(name)
+    assert {field: getattr(config, field) for field in EXPECTED[name]} == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_config_without_architectures_goes_by_its_model_type(name):
+    assert config_of(name, architectures=...) == config_of(name)
+    assert model_class_of(fields_of(name, architectures=...)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class"),
+    [
+        ("decoder-llama", "decoder-only-base"),
+        ("layerwise-minicpm", "decoder-only-layerwise"),
+        ("lightweight-gemma2", "decoder-only-lightweight"),
+    ],
+)
+def test_an_architecture_names_its_class(name, model_class):
+    assert model_class_of(fields_of(name)) == model_class
+
+
+# ---- windows
+
+
+def test_mistral_has_its_window_in_every_layer():
+    assert config_of("decoder-mistral", sliding_window=24).sliding_windows == (24, 24)
+
+
+def test_qwen2_has_its_window_from_max_window_layers_on_and_only_if_it_is_used():
+    windowed = {"sliding_window": 24, "num_hidden_layers": 4, "max_window_layers": 1}
+    assert config_of("decoder-qwen2", **windowed, use_sliding_window=True).sliding_windows == (0, 24, 24, 24)
+    assert config_of("decoder-qwen2", **windowed, use_sliding_window=False).sliding_windows == ()
+
+
+@pytest.mark.parametrize("name", ["decoder-qwen3", "decoder-gemma2", "decoder-mistral"])
+def test_layer_types_say_which_layers_have_a_window(name):
+    types = ["full_attention", "sliding_attention", "full_attention", "full_attention"]
+    config = config_of(name, num_hidden_layers=4, sliding_window=24, layer_types=types)
+    assert config.sliding_windows == (0, 24, 0, 0)
+
+
+def test_a_layer_type_that_is_not_known_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"layer_types has chunked_attention, which is not supported"):
+        config_of("decoder-qwen3", layer_types=["full_attention", "chunked_attention"])
+
+
+# ---- rope
+
+
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_rope_scaling_is_read_in_every_spelling(field, key):
+    scaling = {key: "linear", "factor": 4}
+    assert config_of("decoder-llama", **{field: scaling}).rope_scaling == RopeScaling("linear", 4.0, 2048)
+
+
+def test_llama3_scaling_is_read_whole():
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.5,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
+    assert config_of("decoder-llama", rope_scaling=scaling).rope_scaling == RopeScaling("llama3", 8.0, 512, 1.5, 4.0)
+
+
+def test_dynamic_scaling_starts_at_max_position_embeddings():
+    scaling = {"type": "dynamic", "factor": 2.0}
+    config = config_of("layerwise-minicpm", rope_scaling=scaling, max_position_embeddings=64)
+    assert config.rope_scaling == RopeScaling("dynamic", 2.0, 64)
+
+
+def test_rope_parameters_of_transformers_5_hold_the_base_too():
+    parameters = {"rope_type": "default", "rope_theta": 500000.0}
+    config = config_of("decoder-llama", rope_theta=..., rope_scaling=..., rope_parameters=parameters)
+    assert config.rope_theta == 500000.0
+    assert config.rope_scaling is None
+
+
+@pytest.mark.parametrize("kind", ["yarn", "longrope", "su"])
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_a_scaling_that_is_not_covered_is_refused_by_name(kind, field):
+    with pytest.raises(ValueError, match=f"rope scaling '{kind}' is not supported; only linear, dynamic and llama3"):
+        config_of("decoder-qwen2", **{field: {"rope_type": kind, "factor": 4.0}})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"rope_type": "linear", "factor": 2.0, "attention_factor": 1.5}, "attention_factor"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"full_attention": {"rope_type": "default", "rope_theta": 500000.0}}, "full_attention"),
+    ],
+    ids=["linear", "default", "for-each-kind-of-layer"],
+)
+def test_a_field_of_the_scaling_that_is_not_understood_is_refused_by_name(parameters, named):
+    with pytest.raises(ValueError, match=f"not understood: .*{named}"):
+        config_of("decoder-llama", rope_parameters=parameters)
+
+
+def test_a_scaling_without_its_factor_is_refused_by_name():
+    with pytest.raises(ValueError, match="factor"):
+        config_of("decoder-llama", rope_scaling={"rope_type": "linear"})
+
+
+# ---- heads
+
+
+def test_cost_wise_heads_come_every_layer_sep_layers():
+    assert config_of("lightweight-gemma2", layer_sep=2).head_layers == (2, 4, 6)
+    assert config_of("lightweight-gemma2", layer_sep=2, start_layer=3).head_layers == (3, 5)
+
+
+@pytest.mark.parametrize("layer_wise", [False, ...], ids=["false", "missing"])
+def test_cost_wise_without_layer_wise_is_refused(layer_wise):
+    with pytest.raises(ValueError, match="layer_wise is false: such a checkpoint has no heads that score a pair"):
+        config_of("lightweight-gemma2", layer_wise=layer_wise)
+
+
+@pytest.mark.parametrize("kind", ["raw", "complex"])
+def test_minicpm_heads_of_vocabulary_size_score_by_their_last_row(kind):
+    config = config_of("layerwise-minicpm", head_type=kind)
+    assert config.score_token == 799
+    assert config.logit_scale == pytest.approx(12 / 36)
+    assert config_of("layerwise-minicpm", head_type=kind, head_multi=False).head_per_layer is False
+
+
+def test_a_minicpm_head_of_another_type_is_refused_by_name():
+    with pytest.raises(ValueError, match="head_type = 'mlp' is not supported; only 'simple', 'raw', 'complex'"):
+        config_of("layerwise-minicpm", head_type="mlp")
+
+
+# ---- what is not understood
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_an_unknown_field_is_refused_by_name_and_value(name):
+    with pytest.raises(ValueError, match=r"attention_sinks = 4 is not understood and may change the scores"):
+        config_of(name, attention_sinks=4)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_missing_field_is_refused_by_name(name, field):
+    with pytest.raises(ValueError, match=f"{field} is missing"):
+        config_of(name, **{field: ...})
+
+
+def test_an_unknown_activation_is_refused_by_name():
+    with pytest.raises(ValueError, match="hidden_act 'mish' is not supported"):
+        config_of("decoder-llama", hidden_act="mish")
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ValueError, match=r"'yarn'.*attention_sinks = 4.*logit_bias = 2"):
+        config_of("decoder-qwen2", rope_scaling={"type": "yarn", "factor": 2}, attention_sinks=4, logit_bias=2)
+
+
+@pytest.mark.parametrize("fields", [{"architectures": ["PhiForCausalLM"]}, {"model_type": "phi"}])
+def test_an_architecture_that_is_not_covered_is_refused_by_name(fields):
+    with pytest.raises(NotImplementedError, match=r"architecture (PhiForCausalLM|phi) is not covered") as error:
+        family_of(fields)
+    for family in FAMILIES:
+        for architecture in family.model_classes:
+            assert architecture in str(error.value)
+
+
+def test_an_architecture_that_is_not_covered_is_not_saved_by_its_model_type():
+    with pytest.raises(NotImplementedError, match="LlamaForTokenClassification is not covered"):
+        family_of({"architectures": ["LlamaForTokenClassification"], "model_type": "llama"})
+
+
+def test_a_decoder_without_a_head_is_an_embedding_model():
+    with pytest.raises(ValueError, match="Qwen2Model is an embedding model"):
+        family_of(fields_of("decoder-qwen2", architectures=["Qwen2Model"]))
+
+
+# ---- fields that are left out, and fields that are null
+
+
+@pytest.mark.parametrize("name", ["decoder-gemma2", "lightweight-gemma2"])
+def test_gemma2_has_caps_and_windows_unless_they_are_null(name):
+    fields = ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window")
+    absent = config_of(name, **dict.fromkeys(fields, ...))
+    assert (absent.attention_softcap, absent.final_softcap, absent.sliding_windows[:2]) == (50.0, 30.0, (4096, 0))
+    null = config_of(name, **dict.fromkeys(fields))
+    assert (null.attention_softcap, null.final_softcap, null.sliding_windows) == (None, None, ())
+
+
+def test_mistral_has_a_window_unless_it_is_null():
+    assert config_of("decoder-mistral", sliding_window=...).sliding_windows == (4096, 4096)
+    assert config_of("decoder-mistral", sliding_window=None).sliding_windows == ()
