@@ -103,9 +103,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite (--overwrite) to replace it")
-    config = path / "config.json"
-    is_checkpoint = config.is_file() and is_flax_config(json.loads(config.read_text(encoding="utf-8")))
-    if not path.is_dir() or (any(path.iterdir()) and not is_checkpoint):
+    if not path.is_dir() or (any(path.iterdir()) and not (path / PARAMS).is_dir()):
         raise FileExistsError(f"{path} is no Flax checkpoint, so it is not overwritten; move it away first")
 
 

@@ -29,9 +29,9 @@ def run(args: argparse.Namespace) -> int:
         ValueError: the folder to replace holds the source; and as `load_reranker`.
     """
     started = time.perf_counter()
-    refuse_existing(args.out, args.overwrite)
     if Path(args.source).resolve().is_relative_to(args.out.resolve()):
         raise ValueError(f"{args.out} holds the source {args.source}, which writing would remove")
+    refuse_existing(args.out, args.overwrite)
     reranker = load_reranker(args.source, args, devices=_host_device())
     reranker.save(args.out, overwrite=args.overwrite)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(reranker.model)))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
-from flax_rerank.checkpoint import refuse_existing
 from flax_rerank.cli.loading import add_model_arguments, load_reranker
 from flax_rerank.rerankers import AbsReranker, RerankOutput
 
@@ -70,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     if to_file:
         if os.path.exists(args.output) and os.path.exists(args.input) and os.path.samefile(args.input, args.output):
             raise ValueError(f"input and output are the same file, {args.input}")
-        refuse_existing(Path(args.output), args.overwrite)
+        if os.path.exists(args.output) and not args.overwrite:
+            raise FileExistsError(f"{args.output} exists; pass --overwrite to replace it")
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     from_file = args.input != STANDARD_STREAM
     with open(args.input if from_file else sys.stdin.fileno(), "rb", closefd=from_file) as source:

@@ -75,11 +75,12 @@ class SelfAttention(nnx.Module):
         size = width // self.heads
         projected = self.query_key_value(x).reshape(batch, length, 3, self.heads, size)
         query, key, value = (projected[:, :, slot] for slot in range(3))
-        return self.output(attention(query, key, value, mask=mask, scale=size**-0.5).reshape(x.shape))
+        mixed = attention(query, key, value, mask=mask, scale=size**-0.5)
+        return self.output(mixed.reshape(x.shape), jnp.float32)
 
 
 class EncoderLayer(nnx.Module):
-    """Post-norm: each sublayer's output is added to its input, and the sum is normalised."""
+    """Post-norm: each sublayer's output is added to its input, and the sum is normalised. Sums are float32."""
 
     def __init__(self, config: EncoderConfig) -> None:
         self.attention = SelfAttention(config)
@@ -90,8 +91,10 @@ class EncoderLayer(nnx.Module):
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        x = self.attention_norm(x + self.attention(x, mask))
-        return self.output_norm(x + self.output(ACTIVATIONS[self.hidden_act](self.intermediate(x))))
+        x = self.attention_norm(x.astype(jnp.float32) + self.attention(x, mask))
+        activated = ACTIVATIONS[self.hidden_act](self.intermediate(x, jnp.float32)).astype(x.dtype)
+        update = self.output(activated, jnp.float32)
+        return self.output_norm(x.astype(jnp.float32) + update)
 
 
 class ClassificationHead(nnx.Module):

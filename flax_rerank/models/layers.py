@@ -39,15 +39,19 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(jnp.zeros((in_features, *out_features)))
         self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+        """The product, summed in float32 and rounded once, to `dtype` or that of `x`."""
         kernel = self.kernel[...]
         outputs = kernel.shape[1:]
         kernel = kernel.reshape(kernel.shape[0], -1)
         width = kernel.shape[1]
         if width % IN_ORDER:
             kernel = jnp.pad(kernel, ((0, 0), (0, -width % IN_ORDER)))
-        y = (x @ kernel)[..., :width].reshape(*x.shape[:-1], *outputs)
-        return y if self.bias is None else y + align(self.bias[...], y)
+        y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        y = y[..., :width].reshape(*x.shape[:-1], *outputs)
+        if self.bias is not None:
+            y = y + align(self.bias[...].astype(jnp.float32), y)
+        return y.astype(dtype or x.dtype)
 
 
 class Embed(nnx.Module):
@@ -61,7 +65,7 @@ class Embed(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation (Ba et al., 2016) over the last axis, in float32."""
+    """Layer normalisation (Ba et al., 2016) over the last axis, in float32. The result has the parameters' dtype."""
 
     def __init__(self, features: int, epsilon: float) -> None:
         self.scale = nnx.Param(jnp.zeros((features,)))
@@ -74,7 +78,7 @@ class LayerNorm(nnx.Module):
         rstd = jax.lax.rsqrt(jnp.square(y - mean).mean(axis=-1, keepdims=True) + self.epsilon)
         # The order of operations is PyTorch's: rounding differs otherwise, by up to 1e-4 in a final score.
         y = (y * rstd - mean * rstd) * align(self.scale[...].astype(jnp.float32), y)
-        return (y + align(self.bias[...].astype(jnp.float32), y)).astype(x.dtype)
+        return (y + align(self.bias[...].astype(jnp.float32), y)).astype(self.scale.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -269,7 +269,7 @@ def test_a_missing_file_is_named(base, tmp_path, missing):
 
 @pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
 def test_a_peft_path_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         FlaxAutoReranker.from_finetuned(str(BASE), peft_path=str(tmp_path / "nowhere"))
 
 

@@ -1,10 +1,13 @@
 """Token compression against a loop over tokens."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_rerank.models.compression import compress
+from flax_rerank.models.compression import compress as traced
+
+compress = jax.jit(traced, static_argnames=("ratio", "suffix_length", "new_length"))
 
 FEATURES = 5
 SUFFIX = 3

@@ -96,30 +96,22 @@ def test_padding_on_the_right_does_not_change_scores(family):
     np.testing.assert_allclose(decoder(*batch(48), **last_layer(fields)), scores, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "llama"])
-def test_shifted_positions_do_not_change_scores(family):
-    fields = FAMILIES[family]
-    decoder = random_decoder(fields)
-    options = last_layer(fields) | {"compressed": ((2, 24),), "ratio": 2, "suffix_length": 2}
-    shifted = decoder(*batch(30), **options, position_multiple=8)
-    np.testing.assert_allclose(shifted, decoder(*batch(30), **options), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_what_stands_in_the_padding_does_not_change_scores(family):
-    fields = FAMILIES[family]
-    decoder = random_decoder(fields)
+def test_neither_the_padding_nor_shifted_positions_change_scores():
+    decoder = random_decoder(GEMMA2)
     ids, lengths, starts = batch(30)
     other = np.where(np.arange(30) < lengths[:, None], ids, 5)
-    options = last_layer(fields) | {"compressed": ((2, 24),), "ratio": 2, "suffix_length": 2}
-    np.testing.assert_array_equal(decoder(ids, lengths, starts, **options), decoder(other, lengths, starts, **options))
+    options = last_layer(GEMMA2) | {"compressed": ((2, 24),), "ratio": 2, "suffix_length": 2}
+    scores = decoder(ids, lengths, starts, **options)
+    np.testing.assert_array_equal(decoder(other, lengths, starts, **options), scores)
+    shifted = decoder(ids, lengths, starts, **options, position_multiple=8)
+    np.testing.assert_allclose(shifted, scores, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_score_of_a_layer_does_not_depend_on_the_other_layers_asked(family):
     decoder = random_decoder(FAMILIES[family])
     together = decoder(*batch(30), layers=(2, 3, 4, 5), heads=(0, 1, 2, 3))
-    for layers in ((2,), (3, 5), (4,)):
+    for layers in ((2,), (3, 5)):
         heads = tuple(layer - 2 for layer in layers)
         np.testing.assert_allclose(
             decoder(*batch(30), layers=layers, heads=heads), together[:, heads], rtol=0, atol=1e-6
@@ -238,15 +230,15 @@ def test_a_layer_costs_what_its_products_do():
     assert layer_flops(f, ROWS, LENGTH) == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("cutoff", [8, 25])
-def test_a_cutoff_costs_its_share_of_the_layers(cutoff):
-    early, full = (
-        compile_step(GEMMA2_9B, ROWS, LENGTH, layers=(layer,), heads=(0,))
-        for layer in (cutoff, GEMMA2_9B["num_hidden_layers"])
-    )
-    share = trips(early)[0] * flops(early) / (trips(full)[0] * flops(full))
-    assert len(trips(early)) == len(trips(full)) == 1
-    assert share == pytest.approx(cutoff / 42, rel=0.03)
+def test_a_cutoff_costs_its_share_of_the_layers():
+    programs = {
+        layer: compile_step(GEMMA2_9B, ROWS, LENGTH, layers=(layer,), heads=(layer - 8,)) for layer in (8, 25, 42)
+    }
+    loops = {layer: trips(program) for layer, program in programs.items()}
+    assert loops == {8: [8], 25: [25], 42: [42]}
+    cost = {layer: loops[layer][0] * flops(program) for layer, program in programs.items()}
+    for layer in (8, 25):
+        assert cost[layer] / cost[42] == pytest.approx(layer / 42, rel=0.03)
 
 
 def test_the_published_setting_saves_58_percent_and_more():
@@ -282,7 +274,7 @@ def test_no_array_of_tokens_times_vocabulary_is_ever_made():
 
 
 def test_early_exit_and_compression_save_time_as_they_save_flops():
-    """Wide enough that products are what takes the time. Settings take turns and the best of five counts, so that
+    """Wide enough that products are what takes the time. Settings take turns and the best of four counts, so that
     other work on the machine hits all of them; up to three rounds, since it may not."""
     fields = LLAMA | {
         "hidden_size": 256,
@@ -304,7 +296,7 @@ def test_early_exit_and_compression_save_time_as_they_save_flops():
     worst = []
     for _ in range(3):
         best = dict.fromkeys(settings, np.inf)
-        for repetition in range(6):
+        for repetition in range(5):
             for name, options in settings.items():
                 start = time.perf_counter()
                 decoder(*pair, **options)

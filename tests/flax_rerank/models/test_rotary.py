@@ -1,10 +1,15 @@
 """Rotary embeddings against numpy in float64, and what each way of stretching them keeps."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_rerank.models.rotary import RopeScaling, rotary_angles, rotate
+from flax_rerank.models import rotary
+from flax_rerank.models.rotary import RopeScaling
+
+rotary_angles = jax.jit(rotary.rotary_angles, static_argnames=("head_dim", "theta", "scaling"))
+rotate = jax.jit(rotary.rotate)
 
 HEAD_DIM = 64
 THETA = 10000.0

@@ -49,6 +49,15 @@ def test_one_pair_and_several_layers_give_a_list_for_each_layer(model, single):
     np.testing.assert_allclose(scores, [single(layer)[:1] for layer in (6, 4, 2)], rtol=0, atol=1e-5)
 
 
+def test_no_pairs_give_an_empty_list_for_each_layer(model):
+    assert model.compute_score([], cutoff_layers=[4, 2]) == [[], []]
+    assert model.compute_score([], cutoff_layers=4) == []
+    assert {layer: len(scores) for layer, scores in model.score([], cutoff_layers=[4, 2]).scores.items()} == {
+        4: 0,
+        2: 0,
+    }
+
+
 def test_the_last_layer_is_the_default(model, single):
     assert model.compute_score(PAIRS) == single(6)
 

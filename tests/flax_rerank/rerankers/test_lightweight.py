@@ -77,6 +77,11 @@ def test_one_layer_gives_a_flat_list_and_the_last_is_the_default(model):
     assert model.compute_score(PAIRS) == flat
 
 
+def test_no_pairs_give_an_empty_list_for_each_layer(model):
+    assert model.compute_score([], cutoff_layers=[2, 4, 6]) == [[], [], []]
+    assert model.compute_score([], cutoff_layers=4) == []
+
+
 # ---- attention softcap
 
 
@@ -154,7 +159,7 @@ def test_the_model_is_given_sizes_that_fall_with_each_compression(model, monkeyp
         row_multiple = 1
 
         def __call__(self, pairs, steps, options, **kwargs):
-            seen.extend((pairs, step.length, options(step.length)) for step in steps)
+            seen.extend((pairs, step.shape.length, options(step.shape.length)) for step in steps)
             return np.zeros((len(pairs), 1), np.float32)
 
     monkeypatch.setattr(model, "_scorer", Recording())
