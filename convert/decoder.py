@@ -48,11 +48,18 @@ def rope(hf: HFConfig) -> tuple[float, RopeScaling | None]:
     theta = hf.take("rope_theta", 10000.0)
     fields = dict(hf.take("rope_scaling", {})) | dict(hf.take("rope_parameters", {}))
     theta = fields.pop("rope_theta", theta)
-    kind = fields.pop("rope_type", None) or fields.pop("type", None) or "default"
-    fields.pop("type", None)
+    kinds = [fields.pop(name, None) for name in ("rope_type", "type")]
+    kind = next(filter(None, kinds), "default")
     if kind == "default":
-        scaling, fields = None, {}
-    elif kind in ("linear", "dynamic", "llama3"):
+        scaling = None
+        fields.pop("factor", None)
+    elif kind not in ("linear", "dynamic", "llama3"):
+        hf.fault(f"rope scaling {kind!r} is not supported; only linear, dynamic and llama3")
+        return theta, None
+    elif "factor" not in fields:
+        hf.fault(f"rope scaling {kind!r} has no factor")
+        return theta, None
+    else:
         positions = hf.take("max_position_embeddings")
         original = fields.pop("original_max_position_embeddings", positions)
         scaling = RopeScaling(
@@ -63,17 +70,14 @@ def rope(hf: HFConfig) -> tuple[float, RopeScaling | None]:
             low_freq_factor=fields.pop("low_freq_factor", 1.0),
             high_freq_factor=fields.pop("high_freq_factor", 1.0),
         )
-    else:
-        hf.fault(f"rope scaling {kind!r} is not supported; only linear, dynamic and llama3")
-        return theta, None
     if fields:
         hf.fault(f"rope scaling has fields that are not understood: {', '.join(fields)}")
     return theta, scaling
 
 
-def sliding_windows(hf: HFConfig, slides: list[bool]) -> tuple[int, ...]:
+def sliding_windows(hf: HFConfig, slides: list[bool], default: int = 4096) -> tuple[int, ...]:
     """The window of each layer; `slides` says which have one where `layer_types` does not."""
-    window = hf.take("sliding_window", 0)
+    window = hf.given("sliding_window", default) or 0
     types = hf.take("layer_types", [])
     unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
     if unknown:

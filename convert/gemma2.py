@@ -14,8 +14,8 @@ def gemma2_config(hf: HFConfig, **switches: Any) -> DecoderConfig:
         hf,
         sandwich_norms=True,
         query_scale=hf.take("query_pre_attn_scalar", 256) ** -0.5,
-        attention_softcap=hf.take("attn_logit_softcapping", None),
-        final_softcap=hf.take("final_logit_softcapping", None),
+        attention_softcap=hf.given("attn_logit_softcapping", 50.0),
+        final_softcap=hf.given("final_logit_softcapping", 30.0),
         sliding_windows=sliding_windows(hf, [layer % 2 == 0 for layer in range(hf.take("num_hidden_layers"))]),
         **switches,
     )

@@ -50,6 +50,11 @@ class HFConfig:
             return default
         return value
 
+    def given(self, name: str, default: Any) -> Any:
+        """The value of a field whose null has a meaning of its own, and is not the same as its absence."""
+        self._known.add(name)
+        return self._fields.get(name, default)
+
     def fault(self, message: str) -> None:
         """Note something that `finish` is to raise."""
         self._faults.append(message)

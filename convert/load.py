@@ -123,7 +123,7 @@ def load_model(
     params = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     source: TensorSource = open_torch_files(folder)
     if adapter is not None:
-        source = merge_adapter(source, adapter)
+        source = merge_adapter(source, adapter, family.ignored(config))
     shapes = {path: param.get_value().shape for path, param in params.items()}
     assignments, faults = assign(source.shapes(), shapes, family.rules(config, hf), family.ignored(config))
     if faults:

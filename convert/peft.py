@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from flax_rerank.convert.rules import CheckpointError, Shape, TensorSource
 from flax_rerank.convert.torch_files import SafetensorsFiles
 
 PREFIX = "base_model.model."
+BASE_LAYER = ".base_layer"  # whole weights of an adapted embedding or head, which PEFT saves with the adapter
 
 # Fields of adapter_config.json that change what merging means, and the only values for which it is known here.
 ONLY = {
@@ -67,9 +68,8 @@ class MergedTensors:
         return self._base.shapes()
 
     def read(self, name: str) -> np.ndarray:
-        if name in self._replaced:
-            return self._adapter.read(self._replaced[name])
-        tensor = self._base.read(name)
+        source, stored = self._where(name)
+        tensor = source.read(stored)
         if name not in self._updates:
             return tensor
         return tensor.astype(np.float32) + self._update(self._updates[name])
@@ -77,8 +77,11 @@ class MergedTensors:
     def read_row(self, name: str, row: int) -> np.ndarray:
         if name in self._updates:
             return self.read(name)[row]
-        source, name = (self._adapter, self._replaced[name]) if name in self._replaced else (self._base, name)
-        return source.read_row(name, row)
+        source, stored = self._where(name)
+        return source.read_row(stored, row)
+
+    def _where(self, name: str) -> tuple[TensorSource, str]:
+        return (self._adapter, self._replaced[name]) if name in self._replaced else (self._base, name)
 
     def _update(self, update: LowRank) -> np.ndarray:
         down, up = (self._adapter.read(name).astype(np.float32) for name in (update.down, update.up))
@@ -86,8 +89,14 @@ class MergedTensors:
         return product.T if update.transposed else product
 
 
-def merge_adapter(base: TensorSource, folder: Path) -> MergedTensors:
+def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) -> MergedTensors:
     """A checkpoint's tensors with the LoRA adapter in `folder` merged into them.
+
+    Args:
+        base: the checkpoint.
+        folder: adapter_config.json and adapter_model.safetensors.
+        unused: regular expressions of tensor names that the model has no use for, so that an adapter may not change
+            them.
 
     Raises:
         FileNotFoundError: adapter_config.json or adapter_model.safetensors is missing.
@@ -106,6 +115,7 @@ def merge_adapter(base: TensorSource, folder: Path) -> MergedTensors:
     replaced: dict[str, str] = {}
     for name, shape in tensors.items():
         module, kind = _parse(name)
+        module = module.removesuffix(BASE_LAYER)
         target = f"{module}.weight"
         if kind in ("lora_B.weight", "lora_embedding_B"):
             down = name.replace("lora_B.weight", "lora_A.weight").replace("lora_embedding_B", "lora_embedding_A")
@@ -114,6 +124,9 @@ def merge_adapter(base: TensorSource, folder: Path) -> MergedTensors:
                 continue
             transposed = kind == "lora_embedding_B"
             merged = (shape[0], tensors[down][1])
+            if shape[1] != tensors[down][0]:
+                faults.append(f"{name} has rank {shape[1]}, {down} has {tensors[down][0]}")
+                continue
             updates[target] = LowRank(down, name, _scale(config, module, shape[1]), transposed)
             if shapes.get(target) != (merged[::-1] if transposed else merged):
                 faults.append(f"{name} and its partner make {list(merged)}, {target} is {_shape(shapes, target)}")
@@ -125,6 +138,11 @@ def merge_adapter(base: TensorSource, folder: Path) -> MergedTensors:
             replaced[f"{module}.{kind}"] = name
         else:
             faults.append(f"tensor {name} {list(shape)} fits nothing in the checkpoint")
+    faults += [
+        f"it changes {name}, which the model does not use"
+        for name in {**updates, **replaced}
+        if any(re.fullmatch(pattern, name) for pattern in unused)
+    ]
     if faults:
         raise CheckpointError(folder, faults)
     return MergedTensors(base, adapter, updates, replaced)

@@ -198,15 +198,16 @@ class AbsReranker(ABC):
         batch_size: int | None,
         normalize: bool | None,
         show_progress_bar: bool | None,
+        outputs: int = 1,
         options: Callable[[TokenizedPairs, Sequence[int]], Callable[[int], Mapping[str, Any]]] | None = None,
     ) -> RerankOutput:
-        """Score pairs; the scores are float64 [pairs, outputs of the model]."""
+        """Score pairs; the scores are float64 [pairs, outputs], as many as the model has with these options."""
         pairs = as_pairs(sentence_pairs)
         batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if not pairs:
-            return RerankOutput(np.zeros((0, 1)), np.zeros(0, np.int32), np.zeros(0, bool), 0, (), 0, 0)
+            return RerankOutput(np.zeros((0, outputs)), np.zeros(0, np.int32), np.zeros(0, bool), 0, (), 0, 0)
         if show_progress_bar is None:
             show_progress_bar = self.show_progress_bar
         if show_progress_bar is None:

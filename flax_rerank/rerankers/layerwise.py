@@ -166,6 +166,7 @@ class LayerWiseFlaxLLMReranker(DecoderReranker):
             batch_size=batch_size,
             normalize=normalize,
             show_progress_bar=show_progress_bar,
+            outputs=len(layers),
             options=lambda tokenized, table: lambda length: static,
         )
         return [(layer, layers.index(layer)) for layer in asked], output

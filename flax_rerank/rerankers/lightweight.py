@@ -218,6 +218,7 @@ class LightWeightFlaxLLMReranker(DecoderReranker):
             batch_size=batch_size,
             normalize=normalize,
             show_progress_bar=show_progress_bar,
+            outputs=len(layers),
             options=options,
         )
         return [(layer, layers.index(layer)) for layer in asked], output

@@ -225,7 +225,7 @@ def test_an_instruction_that_leaves_no_room_for_the_passage_is_refused(tokenized
 
 
 def test_an_instruction_that_leaves_no_room_for_the_query_is_refused(tokenized):
-    with pytest.raises(ValueError, match="pair 0: no token of the query is left. Its instruction has 12 tokens"):
+    with pytest.raises(ValueError, match=r"pair 0: no token of the query is left\. Its instruction has 12 tokens"):
         tokenized([("panda", "tutor")], query=Instruction(words(12), "{} {}"))
 
 

@@ -11,11 +11,20 @@ DECODERS = (
     "decoder-gemma",
     "decoder-gemma2",
     "decoder-llama",
+    "decoder-llama-linear-rope",
+    "decoder-llama3-rope",
     "decoder-mistral",
+    "decoder-mistral-window",
     "decoder-qwen2",
     "decoder-qwen3",
+    "layerwise-complex-multi",
+    "layerwise-dynamic",
     "layerwise-minicpm",
+    "layerwise-raw-single",
     "lightweight-gemma2",
+    "lightweight-sep",
+    "lora-gemma",
+    "lora-llama",
 )
 
 
