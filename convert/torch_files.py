@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,11 @@ class PickleFiles:
         logger.info("reading %s with torch's weights_only loader", folder)
         self._tensors = {}
         for file in files:
-            self._tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            try:
+                self._tensors |= torch.load(file, map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, TypeError) as error:
+                reason = str(error).partition("\n")[0]
+                raise CheckpointError(folder, [f"{file.name} is no plain dictionary of tensors ({reason})"]) from error
         self._bfloat16 = torch.bfloat16
         self._int16 = torch.int16
 
