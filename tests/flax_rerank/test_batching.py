@@ -1,0 +1,109 @@
+"""Plans: every pair once, in few shapes, with little padding."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flax_rerank.batching import AS_GOOD, Planner, Shape, computed_tokens
+
+# Tokens of the first thousand judged pairs of a DBpedia-Entity subset, as a BERT tokenizer makes them.
+DBPEDIA = np.array(json.loads((Path(__file__).parents[1] / "data" / "dbpedia_lengths.json").read_text()))
+
+
+def shapes_of(steps):
+    return {step.shape for step in steps}
+
+
+def test_a_thousand_pairs_take_few_shapes_and_little_padding():
+    planner = Planner(limit=512, budget=128 * 512)
+    steps = planner.steps(DBPEDIA, planner.choose(DBPEDIA))
+    assert len(DBPEDIA) == 1000
+    assert len(shapes_of(steps)) <= 8
+    assert 1 - DBPEDIA.sum() / computed_tokens(steps) <= 0.10
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("count", [1, 7, 100, 255, 256, 1000])
+def test_every_pair_is_in_one_step_that_it_fits(count, multiple):
+    planner = Planner(limit=512, budget=16 * 512, multiple=multiple)
+    lengths = DBPEDIA[:count]
+    table = planner.choose(lengths)
+    steps = planner.steps(lengths, table)
+    assert sorted(np.concatenate([step.pairs for step in steps])) == list(range(count))
+    for step in steps:
+        assert len(step.pairs) <= step.shape.rows
+        assert lengths[step.pairs].max() <= step.shape.length <= 512
+        assert step.shape.rows % multiple == 0
+        assert step.shape.rows * step.shape.length <= max(planner.budget, multiple * step.shape.length)
+    assert len(shapes_of(steps)) <= len(table) + 1
+
+
+def test_one_pair_takes_one_row():
+    planner = Planner(limit=512, budget=128 * 512)
+    lengths = np.array([40])
+    (step,) = planner.steps(lengths, planner.choose(lengths))
+    assert step.shape == Shape(1, 64)
+
+
+@pytest.mark.parametrize(
+    ("limit", "ends"), [(512, [32, 64, 96, 128, 192, 256, 384, 512]), (100, [32, 64, 96, 100]), (20, [20])]
+)
+def test_the_default_table_ends_at_the_limit(limit, ends):
+    table = Planner(limit=limit, budget=128 * 512).default_table(np.array([10]))
+    assert [shape.length for shape in table] == ends
+
+
+def test_a_batch_size_of_one_runs_one_long_pair_at_a_time():
+    planner = Planner(limit=512, budget=512)
+    lengths = np.full(5, 500)
+    assert [step.shape for step in planner.steps(lengths, planner.choose(lengths))] == [Shape(1, 512)] * 5
+
+
+def test_fitting_is_exact_where_there_are_few_lengths():
+    planner = Planner(limit=512, budget=128 * 512)
+    lengths = np.repeat([16, 40, 200], 200)
+    steps = planner.steps(lengths, planner.choose(lengths))
+    assert {step.shape.length for step in steps} == {16, 40, 200}
+    assert 1 - lengths.sum() / computed_tokens(steps) < 0.03
+
+
+def test_a_fitted_table_beats_the_default_one():
+    planner = Planner(limit=512, budget=128 * 512)
+    fitted, default = (
+        computed_tokens(planner.steps(DBPEDIA, table))
+        for table in (planner.fit_table(DBPEDIA), planner.default_table(DBPEDIA))
+    )
+    assert fitted < 0.93 * default
+
+
+def test_a_table_that_serves_as_well_is_used_again():
+    planner = Planner(limit=512, budget=128 * 512)
+    table = planner.choose(DBPEDIA)
+    shuffled = np.random.default_rng(0).permutation(DBPEDIA)[:900]
+    again = planner.choose(shuffled, [table])
+    assert again == table
+    fitted = computed_tokens(planner.steps(shuffled, planner.fit_table(shuffled)))
+    assert computed_tokens(planner.steps(shuffled, again)) <= AS_GOOD * fitted
+
+
+def test_a_table_that_is_too_short_or_too_coarse_is_not_used_again():
+    planner = Planner(limit=512, budget=128 * 512)
+    short = planner.choose(np.minimum(DBPEDIA, 100))
+    assert planner.choose(DBPEDIA, [short]) != short
+    coarse = (Shape(2, 512),)
+    assert planner.choose(DBPEDIA, [coarse]) != coarse
+
+
+def test_rows_above_the_budget_are_not_used_again():
+    table = Planner(limit=512, budget=128 * 512).choose(np.tile(DBPEDIA, 20))
+    small = Planner(limit=512, budget=512)
+    steps = small.steps(DBPEDIA, small.choose(DBPEDIA, [table]))
+    assert max(step.shape.rows * step.shape.length for step in steps) <= 512
+
+
+def test_equal_lengths_keep_their_order():
+    planner = Planner(limit=64, budget=64)
+    steps = planner.steps(np.full(6, 30), (Shape(2, 32),))
+    assert [step.pairs.tolist() for step in steps] == [[0, 1], [2, 3], [4, 5]]
