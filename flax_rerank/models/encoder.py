@@ -61,7 +61,8 @@ class Embeddings(nnx.Module):
 
     def __call__(self, input_ids: jax.Array, token_types: jax.Array) -> jax.Array:
         positions = jnp.arange(input_ids.shape[1])[None] + self.position_offset
-        return self.norm(self.word(input_ids) + self.position(positions) + self.token_type(token_types))
+        parts = self.word(input_ids), self.position(positions), self.token_type(token_types)
+        return self.norm(sum(part.astype(jnp.float32) for part in parts))
 
 
 class SelfAttention(nnx.Module):
