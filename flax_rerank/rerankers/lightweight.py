@@ -224,7 +224,9 @@ class LightWeightFlaxLLMReranker(DecoderReranker):
         return [(layer, layers.index(layer)) for layer in asked], output
 
     def _config_overrides(self) -> dict[str, Any]:
-        return {"attention_softcap": None} if self.attention_softcap == "reference" else {}
+        # From the source's own config.json: a Flax checkpoint that was saved without the softcap must not lose it.
+        given = self.source_config.get("attn_logit_softcapping", 50.0)
+        return {"attention_softcap": None if self.attention_softcap == "reference" else given}
 
     def _compression(self, compress_layers: Sequence[int], ratio: int) -> tuple[tuple[int, ...], int]:
         """The layers before which to compress, ascending, and the ratio.

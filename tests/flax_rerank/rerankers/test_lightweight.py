@@ -85,6 +85,17 @@ def test_no_pairs_give_an_empty_list_for_each_layer(model):
 # ---- attention softcap
 
 
+def test_a_saved_checkpoint_still_knows_the_softcap_of_the_config(reranker, model, tmp_path):
+    capped = reranker(NAME, {"attention_softcap": "config"})
+    for number, saved in enumerate((model, capped)):
+        saved.save(tmp_path / str(number))
+        for choice, expected in (("reference", model), ("config", capped)):
+            loaded = FlaxAutoReranker.from_finetuned(
+                str(tmp_path / str(number)), attention_softcap=choice, devices="cpu:0", show_progress_bar=False
+            )
+            assert loaded.compute_score(PAIRS) == expected.compute_score(PAIRS)
+
+
 def test_the_softcap_of_the_config_changes_scores(reranker, model):
     capped = reranker(NAME, {"attention_softcap": "config"})
     assert model.model.config.attention_softcap is None
