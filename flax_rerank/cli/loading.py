@@ -25,6 +25,7 @@ RERANKER_ARGUMENTS = (
     "compress_layers",
     "compress_ratio",
     "head_index",
+    "attention_softcap",
 )
 
 

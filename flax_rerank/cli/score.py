@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compress-layers", **layers, help="layers to compress before (lightweight)")
     group.add_argument("--compress-ratio", type=int, metavar="N", help="tokens that become one (lightweight)")
     group.add_argument("--head-index", choices=["reference", "layer"], help="which heads score (lightweight)")
+    group.add_argument("--attention-softcap", choices=["reference", "config"], help="see README (lightweight)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -345,3 +345,15 @@ def test_the_example_pairs_can_be_scored(tmp_path, bert):
     assert [record["id"] for record in records] == [record["id"] for record in read_records(example)]
     assert len({record["id"] for record in records}) == len(records) == 14
     assert np.isfinite([record["score"] for record in records]).all()
+
+
+def test_the_softcap_of_the_config_can_be_asked_for(tmp_path):
+    case = load_case("lightweight-sep")
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps({"query": q, "passage": p}) + "\n" for q, p in case.pairs), encoding="utf-8")
+    out = tmp_path / "scores.jsonl"
+    command = ["score", "--model", str(case.folder), "--input", str(source), "--output", str(out)]
+    assert main([*command, "--attention-softcap", "config"]) == 0
+    scores = [json.loads(line)["score"] for line in out.read_text(encoding="utf-8").splitlines()]
+    assert case.runs[0]["call"] == {}
+    assert largest_difference(scores, case.runs[0]["scores"]) <= 1e-4
