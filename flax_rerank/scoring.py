@@ -47,7 +47,8 @@ class Scorer:
         precision = "highest" if all(leaf.dtype == np.float32 for leaf in leaves) else None
 
         def step(leaves: Sequence[jax.Array], batch: tuple[jax.Array, ...], options: Options) -> jax.Array:
-            with jax.default_matmul_precision(precision):
+            # The mesh tells the model which devices it is traced for.
+            with jax.default_matmul_precision(precision), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(*batch, **dict(options))
 
         # The host can put the rows together itself where it reaches all devices: no collective for that.

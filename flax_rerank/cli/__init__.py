@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from flax_rerank.cli import convert, inspect, score
+from flax_rerank.cli import convert, inspect, plan, score
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="flax-rerank", description="FlagEmbedding's rerankers in JAX and Flax.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command in (("convert", convert), ("inspect", inspect), ("score", score)):
+    for name, command in (("convert", convert), ("inspect", inspect), ("plan", plan), ("score", score)):
         subparser = subparsers.add_parser(name, description=command.__doc__, help=command.__doc__)
         command.add_arguments(subparser)
         subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")

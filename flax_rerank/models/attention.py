@@ -1,7 +1,57 @@
-"""Scaled dot-product attention, written plainly."""
+"""Scaled dot-product attention: written plainly, and by a kernel where one is better."""
+
+import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+
+from flax_rerank.models.splash import splash_attention_on
+
+# From this length on the scores of a step are larger than a TPU keeps on the chip: the plain way writes them to memory
+# and reads them twice, in float32.
+SPLASH_FROM = 256
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where attention is allowed.
+
+    Attributes:
+        dense: bool, [B or 1, L or 1, M]; True where it is.
+        lengths: int32 [B], the same in fewer words: positions from there on are seen by none. None where the causal
+            mask sees to that, or all may be seen.
+        causal: no position sees a later one.
+        window: int32 [], how many positions back each sees, itself included; None for all.
+        windows: the values that `window` may have.
+    """
+
+    dense: jax.Array
+    lengths: jax.Array | None = None
+    causal: bool = False
+    window: jax.Array | None = None
+    windows: tuple[int, ...] = ()
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, *, scale: float, softcap: float | None = None
+) -> jax.Array:
+    """As `attention`; by a kernel if traced for a mesh of TPUs (`jax.sharding.use_abstract_mesh`) and long inputs."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    if device is None or not device.device_kind.startswith("TPU") or query.shape[1] < SPLASH_FROM:
+        return attention(query, key, value, mask=mask.dense, scale=scale, softcap=softcap)
+    kernels = [
+        functools.partial(
+            splash_attention_on, mesh, lengths=mask.lengths, causal=mask.causal, window=window, scale=scale,
+            softcap=softcap,
+        )
+        for window in mask.windows or (0,)
+    ]  # fmt: skip
+    if len(kernels) == 1:
+        return kernels[0](query, key, value)
+    which = jnp.argmax(jnp.asarray(mask.windows) == mask.window)
+    return jax.lax.switch(which, kernels, query, key, value)
 
 
 def attention(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flax_rerank.models.attention import attention
+from flax_rerank.models.attention import Mask, attend
 from flax_rerank.models.compression import compress
 from flax_rerank.models.layers import (
     ACTIVATIONS,
@@ -104,7 +104,7 @@ class SelfAttention(nnx.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_offset)
         self.config = config
 
-    def __call__(self, x: jax.Array, mask: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
         config = self.config
         query, key, value = (
             project(x).reshape(*x.shape[:-1], -1, config.head_dim)
@@ -113,7 +113,7 @@ class SelfAttention(nnx.Module):
         if config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, *angles), rotate(key, *angles)
-        mixed = attention(query, key, value, mask=mask, scale=config.query_scale, softcap=config.attention_softcap)
+        mixed = attend(query, key, value, mask, scale=config.query_scale, softcap=config.attention_softcap)
         return self.o_proj(mixed.reshape(*x.shape[:-1], -1))
 
 
@@ -140,7 +140,7 @@ class DecoderLayer(nnx.Module):
             self.post_feedforward_layernorm = _norm(config)
         self.config = config
 
-    def __call__(self, x: jax.Array, mask: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
         attended = self.self_attn(self.input_layernorm(x), mask, angles)
         if not self.config.sandwich_norms:
             x = self._add(x, attended)
@@ -249,9 +249,11 @@ class Decoder(nnx.Module):
 
         def step(layer: DecoderLayer, index: jax.Array, carry: Any) -> Any:
             x, states = carry
-            mask = causal
+            mask = Mask(causal, causal=True)
             if (windows[start:stop] < length).any():
-                mask = mask & (back < jnp.asarray(windows)[index])[None]
+                window = jnp.asarray(windows)[index]
+                kinds = tuple(np.unique(windows[start:stop]).tolist())
+                mask = Mask(causal & (back < window)[None], causal=True, window=window, windows=kinds)
             x = layer(x, mask, angles)
             slot = jnp.asarray(slots)[index + 1]
             return x, jax.lax.dynamic_update_index_in_dim(states, _last(x, lengths), slot, 0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_rerank.models.attention import attention
+from flax_rerank.models.attention import Mask, attend
 from flax_rerank.models.layers import (
     ACTIVATIONS,
     Embed,
@@ -74,12 +74,12 @@ class SelfAttention(nnx.Module):
         self.output = Linear(width, width, ("heads", "embed"))
         self.heads = config.num_attention_heads
 
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask) -> jax.Array:
         size = x.shape[-1] // self.heads
         query, key, value = (
             project(x).reshape(*x.shape[:-1], self.heads, size) for project in (self.query, self.key, self.value)
         )
-        mixed = attention(query, key, value, mask=mask, scale=size**-0.5)
+        mixed = attend(query, key, value, mask, scale=size**-0.5)
         return self.output(mixed.reshape(x.shape), jnp.float32)
 
 
@@ -94,7 +94,7 @@ class EncoderLayer(nnx.Module):
         self.output_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.hidden_act = config.hidden_act
 
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask) -> jax.Array:
         x = self.attention_norm(x.astype(jnp.float32) + self.attention(x, mask))
         activated = ACTIVATIONS[self.hidden_act](self.intermediate(x, jnp.float32)).astype(x.dtype)
         update = self.output(activated, jnp.float32)
@@ -143,6 +143,6 @@ class Encoder(nnx.Module):
         if self.config.type_vocab_size > 1:
             token_types = (positions >= passage_starts[:, None]).astype(jnp.int32)
         x = self.embeddings(input_ids, token_types)
-        mask = (positions < lengths[:, None])[:, None]
+        mask = Mask((positions < lengths[:, None])[:, None], lengths=lengths)
         x = run_stack(self.layers, 0, self.config.num_hidden_layers, lambda layer, _, x: layer(x, mask), x)
         return self.head(x[:, 0])

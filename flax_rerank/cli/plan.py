@@ -1,0 +1,120 @@
+"""Say on which mesh of a topology a model scores a job, how fast at most and at what price; no TPU is needed."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flax_rerank.cli.loading import add_model_arguments, add_scoring_arguments, given_arguments, naming_options
+from flax_rerank.cli.score import AXES
+from flax_rerank.jobs.rows import Row
+from flax_rerank.jobs.sources import open_source
+from flax_rerank.planning.abstract import Model, find_model
+from flax_rerank.planning.plan import Plan, make_plan
+from flax_rerank.planning.plot import plot_speeds
+from flax_rerank.planning.report import as_dict, as_text
+from flax_rerank.planning.topology import CPU, Topology, find_topology
+from flax_rerank.planning.workload import SHARD_ROWS, Workload, longest, of_lengths, of_sample
+from flax_rerank.sharding import ShardingRules
+
+# These say nothing about a step.
+NOT_PLANNED = ("devices", "cache_dir", "peft_path", "normalize", "model_class")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `flax-rerank plan`."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="a folder with config.json, the name of a published model, or of one on the hub"
+    )
+    parser.add_argument(
+        "--topology", required=True, metavar="T", help="chip and layout of a TPU slice, v5e:2x4; or GPUs, h100:8"
+    )
+    parser.add_argument("--mesh", metavar="M", help="data=2,model=4; by default all that divide are tried")
+    parser.add_argument(
+        "--replicate", nargs="+", choices=AXES, metavar="AXIS", help=f"do not split: {', '.join(AXES)}"
+    )
+    job = parser.add_argument_group("job", "By default all pairs are as long as --max-length lets them be.")
+    job.add_argument("--pairs", type=_count, metavar="N", help="to score, as in 100e6")
+    lengths = job.add_mutually_exclusive_group()
+    lengths.add_argument(
+        "--lengths",
+        type=Path,
+        metavar="FILE",
+        help='JSON, tokens of the pairs: [200, 312, ...] or {"200": count, ...}',
+    )
+    lengths.add_argument("--sample", type=Path, metavar="FILE", help="pairs like those to score, .jsonl or .parquet")
+    job.add_argument("--query-tokens", type=int, default=16, metavar="N", help="tokens of the query, for --lengths")
+    job.add_argument("--price", type=float, metavar="P", help="of a chip for an hour")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw pairs/s over meshes and lengths")
+    parser.add_argument(
+        "--plot-lengths", nargs="+", type=int, default=[128, 256, 512], metavar="N", help="by default 128 256 512"
+    )
+    add_model_arguments(parser)
+    group = parser.add_argument_group(
+        "options of the reranker", "Defaults are those of its class.", argument_default=argparse.SUPPRESS
+    )
+    group.add_argument("--batch-size", type=int, metavar="N", help="times max-length: tokens in a step at most")
+    add_scoring_arguments(group)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan. The exit code is 0 if the model fits, 1 if not.
+
+    Raises:
+        ValueError: an unknown topology, a mesh or options that cannot be.
+        ImportError: no libtpu for a TPU topology, no matplotlib for a plot.
+        OSError: files that cannot be read.
+    """
+    # Nothing of a plan runs on a device, and those of this machine may be at work.
+    jax.config.update("jax_platforms", "cpu")
+    topology = find_topology(args.topology)
+    model = find_model(args.model, getattr(args, "model_class", None), getattr(args, "cache_dir", None))
+    given = {name: value for name, value in given_arguments(args).items() if name not in NOT_PLANNED}
+    given.setdefault("dtype", "float32" if topology.chip is CPU else "bfloat16")
+    plan = _plan(args, model, topology, _workload(args), given)
+    if args.plot is not None:
+        plots = {
+            length: _plan(args, model, topology, longest(None), given | {"max_length": length}, compile_all=True)
+            for length in sorted(set(args.plot_lengths))
+        }
+        plot_speeds(plots, args.plot)
+    print(json.dumps(as_dict(plan), indent=2) if args.json else as_text(plan))
+    return 0 if plan.best is not None else 1
+
+
+def _plan(
+    args: argparse.Namespace, model: Model, topology: Topology, workload: Workload, given: dict[str, Any], **more: Any
+) -> Plan:
+    rules = None if args.replicate is None else ShardingRules(**dict.fromkeys(args.replicate))
+    with naming_options(args.model, given):
+        return make_plan(model, topology, workload, mesh=args.mesh, rules=rules, price=args.price, **more, **given)
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    if args.lengths is not None:
+        return of_lengths(args.lengths, args.pairs, args.query_tokens)
+    if args.sample is None:
+        return longest(args.pairs)
+    source = open_source([str(args.sample)])
+    pairs = [
+        (row.query, row.passage)
+        for shard in source.shards(SHARD_ROWS)[:1]
+        for row in source.read(shard)
+        if isinstance(row, Row)
+    ]
+    if not pairs:
+        raise ValueError(f"{args.sample} has no pairs")
+    return of_sample(args.sample, pairs, args.pairs)
+
+
+def _count(text: str) -> int:
+    try:
+        count = int(float(text))
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of pairs, as in 100e6")
+    return count

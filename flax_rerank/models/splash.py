@@ -1,0 +1,131 @@
+"""Attention for TPUs that keeps its scores on the chip: JAX's Pallas kernel (splash attention), over a mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+DATA, MODEL = "data", "model"
+LANES = 128
+# The scores of a block are the kernel's largest array: 1 MB in float32.
+BLOCKS = (512, 384, 256)
+# Up to here all scores of a head are one block.
+ONE_BLOCK = 640
+
+
+def splash_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    lengths: jax.Array | None,
+    causal: bool,
+    window: int,
+    scale: float,
+    softcap: float | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Attend on one device from every position to those that are visible from it.
+
+    Args:
+        query: [B, L, N, H].
+        key, value: [B, L, K, H], K dividing N.
+        lengths: int32 [B]; positions from there on are seen by none. None where all may be seen.
+        causal: no position sees a later one.
+        window: how many positions back each sees, itself included, if causal; 0 for all.
+        scale: factor of the scores.
+        softcap: bound of the scores.
+        interpret: run the kernel's program without a TPU.
+
+    Returns:
+        [B, L, N, H] in the dtype of `query`.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        BlockSizes,
+        CausalMask,
+        FullMask,
+        LocalMask,
+        MultiHeadMask,
+        SegmentIds,
+        make_splash_mha_single_device,
+    )
+
+    batch, length, heads, _ = query.shape
+    block = block_size(length)
+    padded = -(-length // block) * block
+
+    def arrange(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+
+    shape = padded, padded
+    if not causal:
+        mask = FullMask(shape)
+    elif 0 < window < length:
+        mask = LocalMask(shape, (window - 1, 0), offset=0)
+    else:
+        mask = CausalMask(shape)
+    segments = None
+    if lengths is not None or (not causal and padded > length):
+        ends = jnp.full(batch, length) if lengths is None else lengths
+        hidden = (jnp.arange(padded)[None] >= ends[:, None]).astype(jnp.int32)
+        segments = SegmentIds(q=jnp.zeros_like(hidden), kv=hidden)
+    kernel = make_splash_mha_single_device(
+        MultiHeadMask([mask] * heads),
+        block_sizes=BlockSizes(block_q=block, block_kv=block, block_kv_compute=block),
+        attn_logits_soft_cap=softcap,
+        interpret=interpret,
+    )
+    scaled = (query.astype(jnp.float32) * scale).astype(query.dtype)
+    # XLA cannot look into the kernel; what it does is written beside it, for whoever counts.
+    seen = mask_blocks(padded // block, causal, -(-(window + block - 1) // block) if 0 < window < length else 0)
+    flops = 4 * query.size // length * seen * block**2
+    again = (key.nbytes + value.nbytes) // length * block * max(seen - padded // block, 0)
+    with set_xla_metadata(kernel_flops=str(flops), kernel_reads_again=str(again)):
+        mixed = jax.vmap(kernel, in_axes=(0, 0, 0, None if segments is None else 0))(
+            arrange(scaled), arrange(key), arrange(value), segments
+        )
+    return mixed.transpose(0, 2, 1, 3)[:, :length]
+
+
+def block_size(length: int) -> int:
+    """The side of a block: it divides the padded length, which is as short as can be."""
+    padded = -(-length // LANES) * LANES
+    return padded if padded <= ONE_BLOCK else min(BLOCKS, key=lambda block: (-(-length // block) * block, -block))
+
+
+def mask_blocks(blocks: int, causal: bool, window: int) -> int:
+    """How many blocks of a head's scores are computed, of `blocks` squared; `window` in blocks, 0 for none."""
+    return sum(min(row + 1, window or blocks) for row in range(blocks)) if causal else blocks**2
+
+
+def splash_attention_on(
+    mesh: Mesh | AbstractMesh,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    lengths: jax.Array | None,
+    **settings: object,
+) -> jax.Array:
+    """`splash_attention` on the devices of a mesh with the axes "data" and "model": each has its rows and heads.
+
+    Key/value heads that do not divide over "model" are on all of its devices.
+    """
+    parts = mesh.shape[MODEL]
+    heads, kv_heads = query.shape[2], key.shape[2]
+    if kv_heads > 1 and kv_heads % parts:
+        key, value = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (key, value))
+        kv_heads = heads
+    split = PartitionSpec(DATA, None, MODEL, None)
+    whole = split if kv_heads % parts == 0 else PartitionSpec(DATA, None, None, None)
+    attend = functools.partial(splash_attention, **settings)
+    rows = () if lengths is None else (lengths,)
+    return jax.shard_map(
+        lambda query, key, value, *rows: attend(query, key, value, lengths=rows[0] if rows else None),
+        mesh=mesh,
+        in_specs=(split, whole, whole, *(PartitionSpec(DATA) for _ in rows)),
+        out_specs=split,
+        check_vma=False,
+    )(query, key, value, *rows)

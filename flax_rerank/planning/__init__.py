@@ -1,0 +1,1 @@
+"""Scoring jobs planned without the devices: compiled for a topology, analysed, priced."""

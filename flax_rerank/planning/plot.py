@@ -1,0 +1,43 @@
+"""Pairs a second over meshes and lengths."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from flax_rerank.planning.plan import Plan
+
+
+def plot_speeds(plans: Mapping[int, Plan], path: Path) -> None:
+    """Draw the bound on pairs a second of each mesh over the longest length of the pairs.
+
+    Args:
+        plans: by that length.
+        path: the picture, .png, .svg or .pdf.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: nothing to draw, or a name that does not say the kind of picture.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a plot takes matplotlib: pip install matplotlib") from error
+    speeds: dict[str, dict[int, float]] = {}
+    for length, plan in plans.items():
+        for each in (plan.best, *plan.others):
+            if each is not None and each.steps:
+                speeds.setdefault(each.mesh, {})[length] = each.pairs_per_second
+    if not speeds:
+        raise ValueError("nothing to draw: the model fits no mesh")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for mesh, points in speeds.items():
+        axes.plot(list(points), list(points.values()), marker="o", label=mesh)
+    first = next(iter(plans.values()))
+    axes.set(
+        title=f"{first.model} on {first.topology.name}",
+        xlabel="tokens of a pair",
+        ylabel="pairs/s at most",
+        yscale="log",
+    )
+    axes.legend()
+    figure.savefig(path)

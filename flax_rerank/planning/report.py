@@ -1,0 +1,119 @@
+"""A plan in words, and for machines."""
+
+import math
+from typing import Any
+
+from flax_rerank.planning.chips import GIB
+from flax_rerank.planning.plan import MeshPlan, Plan
+from flax_rerank.planning.step import StepPlan
+
+COLUMNS = (
+    "rows x length", "arguments", "temporaries", "total GiB", "TFLOP", "GB moved", "collectives", "GB sent",
+    "compile s", "at least ms", "bound by", "pairs/s",
+)  # fmt: skip
+
+
+def as_text(plan: Plan) -> str:
+    """A table of the shapes, one of the meshes, and what the job takes."""
+    topology = plan.topology
+    lines = [f"{plan.model} in {plan.dtype} on {topology.name}: {topology.chips} chips, {plan.workload.describe}"]
+    if plan.best is None:
+        lines += ["", f"It fits no mesh of {topology.name}:"]
+    else:
+        lines += ["", f"Best mesh: {plan.best.mesh}. Of each device, in a step:", ""]
+        lines += _table([COLUMNS, *(_row(step) for step, _ in plan.best.steps.values())])
+        lines += [f"note: {note}" for note in plan.best.notes]
+        lines += ["", "Other meshes:"] if plan.others else []
+    lines += [f"  {each.mesh}: {'; '.join((each.refused, *each.notes))}" for each in plan.others]
+    if plan.best is not None and plan.best.pairs_per_second:
+        lines += ["", _job(plan)]
+    return "\n".join(lines)
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """All figures, for JSON. Bytes and operations are those of a device in a step; seconds the least that can be."""
+    topology = plan.topology
+    return {
+        "model": plan.model,
+        "topology": topology.name,
+        "chips": topology.chips,
+        "dtype": plan.dtype,
+        "lengths": plan.workload.describe,
+        "fits": plan.best is not None,
+        "best": None if plan.best is None else _mesh(plan, plan.best),
+        "others": [_mesh(plan, each) for each in plan.others],
+        "job": {
+            "pairs": plan.workload.pairs,
+            "hours": plan.hours,
+            "chip_hours": None if plan.hours is None else plan.hours * topology.chips,
+            "price_per_chip_hour": plan.price,
+            "price": plan.cost,
+        },
+    }
+
+
+def _mesh(plan: Plan, mesh: MeshPlan) -> dict[str, Any]:
+    return {
+        "mesh": mesh.mesh,
+        "refused": mesh.refused or None,
+        "notes": list(mesh.notes),
+        "parameter_bytes": mesh.parameter_bytes,
+        "pairs_per_second": mesh.pairs_per_second or None,
+        "steps": [_step(plan, step) | {"per_pair": times} for step, times in mesh.steps.values()],
+    }
+
+
+def _step(plan: Plan, step: StepPlan) -> dict[str, Any]:
+    memory, chip = step.memory, plan.topology.chip
+    finite = math.isfinite(chip.memory)
+    return {
+        "rows": step.shape.rows,
+        "length": step.shape.length,
+        "argument_bytes": memory and memory.arguments,
+        "temporary_bytes": memory and memory.temporaries,
+        "result_bytes": memory and memory.results,
+        "device_memory_bytes": chip.memory / plan.topology.devices_per_chip if finite else None,
+        "flops": step.counts.flops,
+        "bytes": step.counts.bytes,
+        "collectives": [
+            {"kind": each.kind, "times": each.times, "devices": each.devices, "sent_bytes": each.sent_bytes}
+            for each in step.counts.collectives
+        ],
+        "compile_seconds": step.compile_seconds,
+        "seconds": vars(step.roofline) if finite else None,
+        "bound": step.roofline.bound if finite else None,
+        "pairs_per_second": step.pairs_per_second or None,
+    }
+
+
+def _row(step: StepPlan) -> tuple[str, ...]:
+    memory, counts, roofline = step.memory, step.counts, step.roofline
+    sizes = (memory.arguments, memory.temporaries, memory.total) if memory else ()
+    return (
+        f"{step.shape.rows} x {step.shape.length}",
+        *([f"{size / GIB:.2f}" for size in sizes] or ["-"] * 3),
+        f"{counts.flops / 1e12:.2f}",
+        f"{counts.bytes / 1e9:.1f}",
+        f"{sum(each.times for each in counts.collectives)}",
+        f"{counts.sent_bytes / 1e9:.2f}",
+        "-" if step.compile_seconds is None else f"{step.compile_seconds:.0f}",
+        f"{roofline.seconds * 1e3:.1f}" if roofline.seconds else "-",
+        roofline.bound if roofline.seconds else "-",
+        f"{step.pairs_per_second:,.0f}" if roofline.seconds else "-",
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _job(plan: Plan) -> str:
+    text = f"At most {plan.best.pairs_per_second:,.0f} pairs/s, bound by {plan.best.bound}"
+    if plan.hours is None:
+        return f"{text}."
+    chips = plan.topology.chips
+    text += (
+        f": {plan.workload.pairs:,} pairs take at least {plan.hours:.2f} hours, {plan.hours * chips:.2f} chip hours"
+    )
+    return f"{text}." if plan.cost is None else f"{text}, {plan.cost:,.2f} at {plan.price:.2f} each."

@@ -1,0 +1,120 @@
+"""The devices of a topology by its name, whether they are there or not."""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import jax
+
+from flax_rerank.planning.chips import CHIPS, Chip
+
+CPU = Chip("cpu", "cpu", math.inf, math.inf, math.inf, math.inf, 1)
+# Slices as they are rented.
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+SLICES = {"v5e": FLAT, "v6e": FLAT, "v4": CUBIC, "v5p": CUBIC}
+LIBTPU_SETTINGS = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+CHIPS_PER_HOST = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}  # elsewhere 2x2
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices to plan for.
+
+    Attributes:
+        name: as it was asked for.
+        devices: for a TPU devices that programs can be compiled for, though they are not there. For a GPU devices of
+            the CPU that stand for them: nothing can be compiled.
+    """
+
+    name: str
+    chip: Chip
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def chips(self) -> int:
+        return len(self.devices) // self.devices_per_chip
+
+    @property
+    def devices_per_chip(self) -> int:
+        """JAX has two devices on a v4 chip, which share its peaks and its memory."""
+        if self.chip.platform != "tpu":
+            return 1
+        return len(self.devices) // len({tuple(device.coords) for device in self.devices})
+
+    @property
+    def links(self) -> int:
+        """How many neighbours the chip with the fewest has."""
+        if self.chip.platform != "tpu":
+            return self.chip.links
+        places = {tuple(device.coords) for device in self.devices}
+        return min(sum(math.dist(place, other) == 1 for other in places) for place in places)
+
+
+def find_topology(name: str) -> Topology:
+    """The topology called `name`.
+
+    Args:
+        name: a chip and how many of them: "v5e:2x4" (the layout of a TPU slice), "h100:8", "cpu:8".
+
+    Raises:
+        ValueError: no such chip, or no such layout of it.
+        ImportError: a TPU topology without libtpu.
+    """
+    chip_name, _, layout = name.partition(":")
+    chip = CPU if chip_name == CPU.name else CHIPS.get(chip_name)
+    if chip is None:
+        raise ValueError(f"topology {name!r}: {chip_name!r} is none of the known chips: {', '.join(CHIPS)}")
+    if chip.platform != "tpu":
+        if not layout.isdecimal() or int(layout) < 1:
+            raise ValueError(f"topology {name!r}: give the number of chips, as in {chip_name}:8")
+        return Topology(name, chip, tuple(_stand_ins(int(layout))))
+    if not re.fullmatch(r"\d+(x\d+){1,2}", layout):
+        raise ValueError(f"topology {name!r}: give the layout of the slice, as in {chip_name}:{SLICES[chip_name][1]}")
+    return Topology(name, chip, tuple(_tpu_devices(name, chip_name, layout)))
+
+
+def _tpu_devices(name: str, chip: str, layout: str) -> Sequence[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(
+            f"compiling for {name} takes libtpu, though no TPU: pip install 'flax-rerank[tpu]' (Linux). Without it "
+            "there are GPUs, by roofline alone (h100:8)"
+        )
+    from jax.experimental import topologies
+
+    # libtpu would ask a server which TPU it is on, complain that there is none, and keep others from using it.
+    for setting, value in LIBTPU_SETTINGS.items():
+        os.environ.setdefault(setting, value)
+    hosts = {"chips_per_host_bounds": CHIPS_PER_HOST[layout]} if layout in CHIPS_PER_HOST else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **hosts).devices
+    except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        asked = math.prod(map(int, layout.split("x")))
+        nearest = min(SLICES[chip], key=lambda slice: abs(math.log(math.prod(map(int, slice.split("x"))) / asked)))
+        raise ValueError(
+            f"libtpu knows no topology {name!r} ({_first_line(error)}); the nearest one is {chip}:{nearest}"
+        ) from error
+
+
+def _stand_ins(count: int) -> Sequence[jax.Device]:
+    with suppress(RuntimeError):  # JAX has started: it has the devices it has
+        jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(f"{count} devices are asked for, and this process has made only {len(devices)}")
+    return devices[:count]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,126 @@
+"""The pairs of a job: how many, and how long."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from flax_rerank.pairs import Template, TokenizedPairs, tokenize
+from flax_rerank.planning.abstract import WeightlessReranker
+from flax_rerank.tokenizer import Tokenizer
+
+# Jobs are scored in shards of so many rows, and the table of shapes is fitted to a shard.
+SHARD_ROWS = 10_000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Pairs to score.
+
+    Attributes:
+        pairs: how many there are in the job; None where nobody said.
+        describe: what their lengths are, in words.
+        shard: makes one shard of them for a reranker.
+    """
+
+    pairs: int | None
+    describe: str
+    shard: Callable[[WeightlessReranker], TokenizedPairs]
+
+
+def longest(pairs: int | None) -> Workload:
+    """Pairs that are all as long as `max_length` lets them be."""
+
+    def shard(reranker: WeightlessReranker) -> TokenizedPairs:
+        template = reranker.resolve().template
+        return _pairs_of(np.full(_rows(pairs), template.max_tokens), 16, template, reranker.tokenizer)
+
+    return Workload(pairs, "all pairs as long as can be", shard)
+
+
+def of_lengths(path: Path, pairs: int | None, query_tokens: int) -> Workload:
+    """Pairs with the lengths in tokens that a JSON file holds: a list of them, or an object from length to count.
+    Longer ones than can be are cut.
+
+    Args:
+        pairs: of the job; None for as many as in the file.
+        query_tokens: of each pair's query.
+
+    Raises:
+        ValueError: a file of another form.
+        OSError: it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        lengths, counts = zip(*found.items(), strict=True) if isinstance(found, dict) else (found, [1] * len(found))
+        lengths, counts = np.asarray(lengths, np.int64), np.asarray(counts, np.int64)
+        if lengths.ndim != 1 or lengths.min() < 1 or counts.min() < 0 or counts.sum() == 0:
+            raise ValueError("lengths are at least 1, counts at least 0")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{path} is neither a JSON list of lengths nor {{"length": count, ...}}: {error}') from error
+    total = int(counts.sum()) if pairs is None else pairs
+
+    def shard(reranker: WeightlessReranker) -> TokenizedPairs:
+        template = reranker.resolve().template
+        shares = np.sort(np.random.default_rng(SEED).choice(lengths, _rows(total), p=counts / counts.sum()))
+        return _pairs_of(np.minimum(shares, template.max_tokens), query_tokens, template, reranker.tokenizer)
+
+    return Workload(total, f"lengths of {path.name}", shard)
+
+
+def of_sample(path: Path, sample: list[tuple[str, str]], pairs: int | None) -> Workload:
+    """Pairs like those of a sample.
+
+    Args:
+        path: where the sample is from.
+        pairs: of the job; None for as many as in the sample.
+    """
+    total = len(sample) if pairs is None else pairs
+
+    def shard(reranker: WeightlessReranker) -> TokenizedPairs:
+        if not reranker.source.has_tokenizer:
+            raise ValueError(
+                f"a sample takes the model's tokenizer, and of {reranker.source.name} only config.json is here: give "
+                "its folder, or the lengths of the pairs (--lengths)"
+            )
+        tokenized = tokenize(
+            sample,
+            reranker.tokenizer,
+            reranker.resolve().template,
+            query_instruction=reranker.query_instruction,
+            passage_instruction=reranker.passage_instruction,
+            skip_faulty=True,
+        )
+        sound = np.setdiff1d(np.arange(len(sample)), list(tokenized.faults))
+        if len(sound) == 0:
+            raise ValueError(f"no pair of {path} can be scored; pair 0: {tokenized.faults[0]}")
+        chosen = np.random.default_rng(SEED).choice(sound, _rows(total)) if total > len(sound) else sound
+        columns = ("query_index", "passage_index", "query_lengths", "passage_lengths", "truncated")
+        return replace(tokenized, faults={}, **{name: getattr(tokenized, name)[chosen] for name in columns})
+
+    return Workload(total, f"lengths of {path.name}", shard)
+
+
+def _rows(pairs: int | None) -> int:
+    return SHARD_ROWS if pairs is None else min(pairs, SHARD_ROWS)
+
+
+def _pairs_of(lengths: np.ndarray, query_tokens: int, template: Template, tokenizer: Tokenizer) -> TokenizedPairs:
+    """Pairs of these lengths, with all around them; no texts."""
+    rest = np.maximum(lengths - template.special_tokens, 0).astype(np.int32)
+    query = np.minimum(rest, query_tokens).astype(np.int32)
+    index = np.arange(len(lengths))
+    return TokenizedPairs(
+        template=template,
+        tokenizer=tokenizer,
+        texts=[],
+        query_index=index,
+        passage_index=index,
+        query_lengths=query,
+        passage_lengths=rest - query,
+        truncated=np.zeros(len(lengths), bool),
+        faults={},
+    )

@@ -1,0 +1,55 @@
+import json
+
+import numpy as np
+import pytest
+from reference_cases import CASES
+
+from flax_rerank.planning.abstract import find_model, weightless_reranker
+from flax_rerank.planning.topology import find_topology
+from flax_rerank.planning.workload import longest, of_lengths, of_sample
+from flax_rerank.sharding import ShardingRules
+
+
+def weightless(model):
+    return weightless_reranker(model, find_topology("cpu:8"), "data=8", ShardingRules())
+
+
+def test_by_default_all_pairs_are_as_long_as_can_be(small):
+    pairs = longest(500).shard(weightless(small))
+    assert set(pairs.lengths.tolist()) == {512}
+    assert len(pairs) == 500
+
+
+def test_lengths_are_drawn_as_often_as_they_are_counted(small, tmp_path):
+    path = tmp_path / "lengths.json"
+    path.write_text(json.dumps({"100": 3, "200": 1, "9000": 4}), encoding="utf-8")
+    workload = of_lengths(path, 10**6, query_tokens=12)
+    pairs = workload.shard(weightless(small))
+    lengths, counts = np.unique(pairs.lengths, return_counts=True)
+    assert workload.pairs == 10**6
+    assert lengths.tolist() == [100, 200, 512]
+    assert counts / counts.sum() == pytest.approx([0.375, 0.125, 0.5], abs=0.02)
+    assert set(pairs.query_lengths.tolist()) == {12}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', "[0]", "3", '{"5": -1}'])
+def test_other_files_are_no_lengths(text, tmp_path):
+    path = tmp_path / "lengths.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="neither a JSON list of lengths nor"):
+        of_lengths(path, None, 16)
+
+
+def test_a_sample_is_tokenised_and_drawn_from(tmp_path):
+    model = weightless(find_model(str(CASES / "encoder-xlmr")))
+    sample = [("what is panda?", "a bear"), ("what is panda?", "a bear " * 40)]
+    expected = model.prepare(sample).tokens
+    assert of_sample(tmp_path / "s", sample, None).shard(model).lengths.tolist() == expected.tolist()
+    drawn = of_sample(tmp_path / "s", sample, 1000).shard(model).lengths
+    assert len(drawn) == 1000
+    assert set(drawn.tolist()) == set(expected.tolist())
+
+
+def test_a_sample_takes_the_models_tokenizer(small, tmp_path):
+    with pytest.raises(ValueError, match=r"only config.json is here: give its folder, or the lengths"):
+        of_sample(tmp_path / "s", [("a", "b")], None).shard(weightless(small))

@@ -1,0 +1,56 @@
+"""`flax-rerank plan`, on topologies that take no libtpu."""
+
+import json
+
+import pytest
+from reference_cases import CASES
+
+from flax_rerank.cli import main
+
+MODEL = str(CASES / "encoder-xlmr")
+
+
+def test_a_plan_in_words(capsys):
+    assert main(["plan", "bge-reranker-v2-m3", "--topology", "h100:8", "--pairs", "100e6", "--price", "2.5"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("bge-reranker-v2-m3 in bfloat16 on h100:8: 8 chips, all pairs as long as can be\n")
+    assert "Best mesh: data=8" in out
+    assert "100,000,000 pairs take at least" in out
+    assert "at 2.50 each." in out
+
+
+def test_a_plan_for_machines(capsys, tmp_path):
+    sample = tmp_path / "pairs.jsonl"
+    sample.write_text(json.dumps({"query": "what is panda?", "passage": "a bear"}) + "\n", encoding="utf-8")
+    assert main(["plan", MODEL, "--topology", "cpu:2", "--sample", str(sample), "--pairs", "50", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"]
+    assert plan["dtype"] == "float32"
+    assert plan["best"]["mesh"] == "data=2"
+    (step,) = plan["best"]["steps"]
+    assert step["argument_bytes"] > 4 * 702 * 32
+    assert step["compile_seconds"] > 0
+    assert plan["job"]["pairs"] == 50
+    assert plan["job"]["hours"] is None  # nothing is known of the CPU's speed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--topology", "v9:1"], "'v9' is none of the known chips"),
+        (["--topology", "h100:8", "--mesh", "data=2,model=4"], "take data=8"),
+        (["--topology", "h100:8", "--cutoff-layers", "28"], "--cutoff-layers is no option for"),
+        (["--topology", "h100:8", "--max-length", "9000"], "max_length is 9000, the model has 512 positions"),
+        (["--topology", "h100:8", "--lengths", "missing.json"], "missing.json"),
+    ],
+)
+def test_what_cannot_be_is_one_message(options, message, capsys):
+    assert main(["plan", MODEL, *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_speeds_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "speeds.png"
+    assert main(["plan", MODEL, "--topology", "h100:8", "--plot", str(path), "--plot-lengths", "64", "128"]) == 0
+    assert path.read_bytes()[:4] == b"\x89PNG"
