@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 GRID = 8
-TABLE_SIZE = 8
+TABLE_SIZE = 10
 MIN_STEP_TOKENS = 1024
 MAX_STEP_TOKENS = 16384
 FIT_FROM = 256

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from flax_rerank.cli.score import AXES
 from flax_rerank.jobs.rows import Row
 from flax_rerank.jobs.sources import open_source
 from flax_rerank.planning.abstract import Model, find_model
-from flax_rerank.planning.plan import Plan, make_plan
+from flax_rerank.planning.plan import make_plan, nearest_that_fits
 from flax_rerank.planning.plot import plot_speeds
 from flax_rerank.planning.report import as_dict, as_text
 from flax_rerank.planning.topology import CPU, Topology, find_topology
@@ -74,23 +75,31 @@ def run(args: argparse.Namespace) -> int:
     model = find_model(args.model, getattr(args, "model_class", None), getattr(args, "cache_dir", None))
     given = {name: value for name, value in given_arguments(args).items() if name not in NOT_PLANNED}
     given.setdefault("dtype", "float32" if topology.chip is CPU else "bfloat16")
-    plan = _plan(args, model, topology, _workload(args), given)
+    workload = _workload(args)
+    plan = _plan(args, model, topology, workload, given)
+    nearest = None if plan.best is not None else _plan(args, model, topology, workload, given, make=nearest_that_fits)
     if args.plot is not None:
         plots = {
             length: _plan(args, model, topology, longest(None), given | {"max_length": length}, compile_all=True)
             for length in sorted(set(args.plot_lengths))
         }
         plot_speeds(plots, args.plot)
-    print(json.dumps(as_dict(plan), indent=2) if args.json else as_text(plan))
+    print(json.dumps(as_dict(plan, nearest), indent=2) if args.json else as_text(plan, nearest))
     return 0 if plan.best is not None else 1
 
 
 def _plan(
-    args: argparse.Namespace, model: Model, topology: Topology, workload: Workload, given: dict[str, Any], **more: Any
-) -> Plan:
+    args: argparse.Namespace,
+    model: Model,
+    topology: Topology,
+    workload: Workload,
+    given: dict[str, Any],
+    make: Callable[..., Any] = make_plan,
+    **more: Any,
+) -> Any:
     rules = None if args.replicate is None else ShardingRules(**dict.fromkeys(args.replicate))
     with naming_options(args.model, given):
-        return make_plan(model, topology, workload, mesh=args.mesh, rules=rules, price=args.price, **more, **given)
+        return make(model, topology, workload, mesh=args.mesh, rules=rules, price=args.price, **more, **given)
 
 
 def _workload(args: argparse.Namespace) -> Workload:

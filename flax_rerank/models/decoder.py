@@ -18,6 +18,7 @@ from flax_rerank.models.layers import (
     Embed,
     Linear,
     RMSNorm,
+    layer_of,
     require_activation,
     run_stack,
     stack,
@@ -90,6 +91,9 @@ class DecoderConfig:
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
 
 
+Angles = tuple[jax.Array, jax.Array]
+
+
 class SelfAttention(nnx.Module):
     def __init__(self, config: DecoderConfig) -> None:
         queries = config.num_attention_heads * config.head_dim
@@ -104,17 +108,17 @@ class SelfAttention(nnx.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_offset)
         self.config = config
 
-    def __call__(self, x: jax.Array, mask: Mask, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask, angles: Angles, at: jax.Array | None = None) -> jax.Array:
         config = self.config
         query, key, value = (
-            project(x).reshape(*x.shape[:-1], -1, config.head_dim)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(states).reshape(*states.shape[:-1], -1, config.head_dim)
+            for project, states in ((self.q_proj, _pick(x, at)), (self.k_proj, x), (self.v_proj, x))
         )
         if config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, *angles), rotate(key, *angles)
+        query, key = rotate(query, *(_pick(each, at) for each in angles)), rotate(key, *angles)
         mixed = attend(query, key, value, mask, scale=config.query_scale, softcap=config.attention_softcap)
-        return self.o_proj(mixed.reshape(*x.shape[:-1], -1))
+        return self.o_proj(mixed.reshape(*mixed.shape[:2], -1))
 
 
 class MLP(nnx.Module):
@@ -140,8 +144,10 @@ class DecoderLayer(nnx.Module):
             self.post_feedforward_layernorm = _norm(config)
         self.config = config
 
-    def __call__(self, x: jax.Array, mask: Mask, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-        attended = self.self_attn(self.input_layernorm(x), mask, angles)
+    def __call__(self, x: jax.Array, mask: Mask, angles: Angles, at: jax.Array | None = None) -> jax.Array:
+        """The next states of all positions; or of one in each row, which is `at`, int32 [B], and has its own mask."""
+        attended = self.self_attn(self.input_layernorm(x), mask, angles, at)
+        x = _pick(x, at)
         if not self.config.sandwich_norms:
             x = self._add(x, attended)
             return self._add(x, self.mlp(self.post_attention_layernorm(x)))
@@ -202,9 +208,9 @@ class Decoder(nnx.Module):
         config = self.config
         x = self.embed_tokens(input_ids)
         x = x * jnp.asarray(config.embedding_scale, x.dtype)
-        states = jnp.zeros((len(layers) + 1, x.shape[0], x.shape[-1]), x.dtype)
+        states = jnp.zeros((len(layers), x.shape[0], x.shape[-1]), x.dtype)
         if layers[0] == 0:
-            states = states.at[0].set(_last(x, lengths))
+            states = states.at[0].set(_pick(x, lengths - 1)[:, 0])
         start = 0
         for stop, new_length in (
             *((at, size) for at, size in compressed if 0 < at < layers[-1]),
@@ -221,7 +227,7 @@ class Decoder(nnx.Module):
                     new_length=new_length,
                 )
             start = stop
-        return self._logits(states[:-1], heads)
+        return self._logits(states, heads)
 
     def _run(
         self,
@@ -233,7 +239,12 @@ class Decoder(nnx.Module):
         layers: tuple[int, ...],
         position_multiple: int,
     ) -> tuple[jax.Array, jax.Array]:
-        """Run the layers [start, stop); after those that are asked for, keep each row's last state."""
+        """Run the layers [start, stop); after those that are asked for, keep the state of each row's last token.
+
+        Of the last of `layers` nothing else is computed.
+        """
+        if start == stop:
+            return x, states
         config = self.config
         length = x.shape[1]
         positions = jnp.arange(length)[None]
@@ -244,8 +255,10 @@ class Decoder(nnx.Module):
         causal = (back >= 0)[None]
         windows = np.asarray(config.sliding_windows or (0,) * config.num_hidden_layers)
         windows = np.where((windows == 0) | (windows >= length), length, windows)
-        slots = np.full(config.num_hidden_layers + 1, len(layers))
+        # States that nobody asks for go where the last ones will be.
+        slots = np.full(config.num_hidden_layers + 1, len(layers) - 1)
         slots[list(layers)] = np.arange(len(layers))
+        last = lengths - 1
 
         def step(layer: DecoderLayer, index: jax.Array, carry: Any) -> Any:
             x, states = carry
@@ -256,9 +269,15 @@ class Decoder(nnx.Module):
                 mask = Mask(causal & (back < window)[None], causal=True, window=window, windows=kinds)
             x = layer(x, mask, angles)
             slot = jnp.asarray(slots)[index + 1]
-            return x, jax.lax.dynamic_update_index_in_dim(states, _last(x, lengths), slot, 0)
+            return x, jax.lax.dynamic_update_index_in_dim(states, _pick(x, last)[:, 0], slot, 0)
 
-        return run_stack(self.layers, start, stop, step, (x, states))
+        if stop < layers[-1]:
+            return run_stack(self.layers, start, stop, step, (x, states))
+        x, states = run_stack(self.layers, start, stop - 1, step, (x, states))
+        back = last[:, None] - jnp.arange(length)[None]
+        mask = Mask(((back >= 0) & (back < windows[stop - 1]))[:, None])
+        x = layer_of(self.layers, stop - 1)(x, mask, angles, last)
+        return x, states.at[-1].set(x[:, 0])
 
     def _logits(self, states: jax.Array, heads: tuple[int, ...]) -> jax.Array:
         config = self.config
@@ -277,6 +296,6 @@ def _norm(config: DecoderConfig) -> RMSNorm:
     return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
 
 
-def _last(x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """The state of each row's last real token, [B, D]."""
-    return jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+def _pick(x: jax.Array, at: jax.Array | None) -> jax.Array:
+    """One position of each row, [B, 1, ...]; all where `at` is None."""
+    return x if at is None else jnp.take_along_axis(x, at.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)

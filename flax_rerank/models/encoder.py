@@ -12,6 +12,7 @@ from flax_rerank.models.layers import (
     Embed,
     LayerNorm,
     Linear,
+    layer_of,
     require_activation,
     run_stack,
     stack,
@@ -74,10 +75,12 @@ class SelfAttention(nnx.Module):
         self.output = Linear(width, width, ("heads", "embed"))
         self.heads = config.num_attention_heads
 
-    def __call__(self, x: jax.Array, mask: Mask) -> jax.Array:
+    def __call__(self, x: jax.Array, seen: jax.Array, mask: Mask) -> jax.Array:
+        """Attend from the positions of `x` to those of `seen`."""
         size = x.shape[-1] // self.heads
         query, key, value = (
-            project(x).reshape(*x.shape[:-1], self.heads, size) for project in (self.query, self.key, self.value)
+            project(states).reshape(*states.shape[:-1], self.heads, size)
+            for project, states in ((self.query, x), (self.key, seen), (self.value, seen))
         )
         mixed = attend(query, key, value, mask, scale=size**-0.5)
         return self.output(mixed.reshape(x.shape), jnp.float32)
@@ -94,8 +97,9 @@ class EncoderLayer(nnx.Module):
         self.output_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.hidden_act = config.hidden_act
 
-    def __call__(self, x: jax.Array, mask: Mask) -> jax.Array:
-        x = self.attention_norm(x.astype(jnp.float32) + self.attention(x, mask))
+    def __call__(self, x: jax.Array, seen: jax.Array, mask: Mask) -> jax.Array:
+        """The next states of the positions of `x`, which attend to those of `seen`."""
+        x = self.attention_norm(x.astype(jnp.float32) + self.attention(x, seen, mask))
         activated = ACTIVATIONS[self.hidden_act](self.intermediate(x, jnp.float32)).astype(x.dtype)
         update = self.output(activated, jnp.float32)
         return self.output_norm(x.astype(jnp.float32) + update)
@@ -144,5 +148,8 @@ class Encoder(nnx.Module):
             token_types = (positions >= passage_starts[:, None]).astype(jnp.int32)
         x = self.embeddings(input_ids, token_types)
         mask = Mask((positions < lengths[:, None])[:, None], lengths=lengths)
-        x = run_stack(self.layers, 0, self.config.num_hidden_layers, lambda layer, _, x: layer(x, mask), x)
-        return self.head(x[:, 0])
+        last = self.config.num_hidden_layers - 1
+        x = run_stack(self.layers, 0, last, lambda layer, _, x: layer(x, x, mask), x)
+        # The head sees the first token alone.
+        first = layer_of(self.layers, last)(x[:, :1], x, mask)
+        return self.head(first[:, 0])

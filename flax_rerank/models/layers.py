@@ -120,10 +120,12 @@ def run_stack(
     Each trip takes its layer out of the stack by index: the program has one layer's size whatever the
     depth, and no slice of the stack is copied.
     """
+    if start == stop:
+        return carry
+    return jax.lax.fori_loop(start, stop, lambda index, carry: step(layer_of(layers, index), index, carry), carry)
+
+
+def layer_of(layers: nnx.Module, index: jax.Array | int) -> nnx.Module:
+    """One layer of a stack."""
     graphdef, params = nnx.split(layers)
-
-    def body(index: jax.Array, carry: Any) -> Any:
-        layer = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), params)
-        return step(nnx.merge(graphdef, layer), index, carry)
-
-    return jax.lax.fori_loop(start, stop, body, carry)
+    return nnx.merge(graphdef, jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), params))

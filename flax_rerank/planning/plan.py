@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from flax_rerank.batching import Shape
 from flax_rerank.planning.abstract import Model, WeightlessReranker, weightless_reranker
 from flax_rerank.planning.chips import GIB
 from flax_rerank.planning.step import DoesNotFit, StepPlan, plan_step
-from flax_rerank.planning.topology import Topology
+from flax_rerank.planning.topology import Topology, larger_slices
 from flax_rerank.planning.workload import Workload
 from flax_rerank.sharding import DATA, ShardingRules
 
@@ -17,6 +18,8 @@ from flax_rerank.sharding import DATA, ShardingRules
 ABOUT_AS_FAST = 1.05
 # Shapes of a smaller share of the work are not compiled, unless they are the longest.
 SHARE = 0.01
+# How many larger slices are looked at for a model that does not fit: up to eight or sixteen times the chips.
+LARGER = 3
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,18 @@ def make_plan(
         each if each.refused else replace(each, refused=_slower(each, best)) for each in tried if each is not best
     )
     return Plan(model.name, topology, next(iter(rerankers.values())).dtype.name, workload, best, others, price)
+
+
+def nearest_that_fits(
+    model: Model, topology: Topology, workload: Workload, *, mesh: str | None = None, **arguments: Any
+) -> Plan | None:
+    """The plan for what is nearest to a topology (and mesh) that a model does not fit: another mesh of it, else the
+    smallest larger slice; None where there is no such. Arguments are those of `make_plan`."""
+    for candidate in (*([topology] if mesh is not None else []), *islice(larger_slices(topology), LARGER)):
+        plan = make_plan(model, candidate, workload, **arguments)
+        if plan.best is not None:
+            return plan
+    return None
 
 
 def sensible_meshes(topology: Topology) -> list[str]:

@@ -13,8 +13,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def as_text(plan: Plan) -> str:
-    """A table of the shapes, one of the meshes, and what the job takes."""
+def as_text(plan: Plan, nearest: Plan | None = None) -> str:
+    """A table of the shapes, one of the meshes, and what the job takes; for a model that does not fit, what is nearest
+    to what was asked for."""
     topology = plan.topology
     lines = [f"{plan.model} in {plan.dtype} on {topology.name}: {topology.chips} chips, {plan.workload.describe}"]
     if plan.best is None:
@@ -25,12 +26,14 @@ def as_text(plan: Plan) -> str:
         lines += [f"note: {note}" for note in plan.best.notes]
         lines += ["", "Other meshes:"] if plan.others else []
     lines += [f"  {each.mesh}: {'; '.join((each.refused, *each.notes))}" for each in plan.others]
+    if nearest is not None:
+        lines += ["", f"The nearest that it fits: {nearest.topology.name} with {nearest.best.mesh}."]
     if plan.best is not None and plan.best.pairs_per_second:
         lines += ["", _job(plan)]
     return "\n".join(lines)
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
+def as_dict(plan: Plan, nearest: Plan | None = None) -> dict[str, Any]:
     """All figures, for JSON. Bytes and operations are those of a device in a step; seconds the least that can be."""
     topology = plan.topology
     return {
@@ -42,6 +45,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "fits": plan.best is not None,
         "best": None if plan.best is None else _mesh(plan, plan.best),
         "others": [_mesh(plan, each) for each in plan.others],
+        "nearest": nearest and {"topology": nearest.topology.name, "mesh": nearest.best.mesh},
         "job": {
             "pairs": plan.workload.pairs,
             "hours": plan.hours,

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -81,6 +81,13 @@ def find_topology(name: str) -> Topology:
     if not re.fullmatch(r"\d+(x\d+){1,2}", layout):
         raise ValueError(f"topology {name!r}: give the layout of the slice, as in {chip_name}:{SLICES[chip_name][1]}")
     return Topology(name, chip, tuple(_tpu_devices(name, chip_name, layout)))
+
+
+def larger_slices(topology: Topology) -> Iterator[Topology]:
+    """Slices with more chips of the same kind, the smallest first; none for GPUs and CPUs."""
+    for layout in SLICES.get(topology.chip.name, ()):
+        if math.prod(map(int, layout.split("x"))) > topology.chips:
+            yield find_topology(f"{topology.chip.name}:{layout}")
 
 
 def _tpu_devices(name: str, chip: str, layout: str) -> Sequence[jax.Device]:

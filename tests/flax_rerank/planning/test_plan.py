@@ -8,7 +8,7 @@ import pytest
 from flax_rerank.batching import Shape
 from flax_rerank.planning import plan as planning
 from flax_rerank.planning.chips import CHIPS, GIB
-from flax_rerank.planning.plan import make_plan, sensible_meshes, smaller_steps
+from flax_rerank.planning.plan import make_plan, nearest_that_fits, sensible_meshes, smaller_steps
 from flax_rerank.planning.step import _needed
 from flax_rerank.planning.topology import find_topology
 from flax_rerank.planning.workload import longest
@@ -46,25 +46,29 @@ print(step.memory.total * 8, status("VmHWM") - before)
 """
 
 
-def flops_of_a_token(length):
-    """Products of an encoder layer by its architecture, and those of attention."""
-    return LAYERS * (2 * (4 * WIDTH**2 + 2 * WIDTH * INNER) + 4 * length * WIDTH)
+def flops_of_the_architecture(shape):
+    """Products of an encoder: of the last layer only keys and values are for all tokens."""
+    keys_and_values, others = 2 * WIDTH**2, 2 * WIDTH**2 + 2 * WIDTH * INNER
+
+    def layers(count, positions):
+        return count * (2 * shape.length * keys_and_values + positions * (2 * others + 4 * shape.length * WIDTH))
+
+    return shape.rows * (layers(LAYERS - 1, shape.length) + layers(1, 1))
 
 
 def test_flops_are_those_of_the_architecture(small):
     plan = make_plan(small, find_topology("cpu:8"), longest(None), mesh="data=4,model=2", max_length=LENGTH)
     ((step, _),) = plan.best.steps.values()
     assert step.shape.length == LENGTH
-    expected = step.shape.tokens * flops_of_a_token(LENGTH) / 8
-    assert step.counts.flops == pytest.approx(expected, rel=0.02)
-    reductions = [each for each in step.counts.collectives if each.kind == "all-reduce" and each.times == LAYERS]
-    assert len(reductions) == 2
+    assert step.counts.flops == pytest.approx(flops_of_the_architecture(step.shape) / 8, rel=0.02)
+    reductions = [each.times for each in step.counts.collectives if each.kind == "all-reduce"]
+    assert reductions.count(LAYERS - 1) == 2
 
 
 def test_flops_of_a_traced_step_are_those_of_the_architecture(small):
     plan = make_plan(small, find_topology("h100:8"), longest(10**6), price=2.0, max_length=LENGTH, dtype="bfloat16")
     ((step, per_pair),) = plan.best.steps.values()
-    assert step.counts.flops == pytest.approx(step.shape.tokens * flops_of_a_token(LENGTH) / 8, rel=0.02)
+    assert step.counts.flops == pytest.approx(flops_of_the_architecture(step.shape) / 8, rel=0.02)
     assert step.roofline.matrix == pytest.approx(step.counts.flops / CHIPS["h100"].flops)
     assert plan.hours == pytest.approx(10**6 * per_pair * step.roofline.seconds / 3600)
     assert plan.cost == pytest.approx(plan.hours * 8 * 2.0)
@@ -122,6 +126,21 @@ def test_a_model_that_fits_no_mesh(small):
     plan = make_plan(small, dataclasses.replace(find_topology("h100:8"), chip=tiny), longest(None), dtype="bfloat16")
     assert plan.best is None
     assert plan.others[0].refused == "its parameters take 0.01 GiB of a device's 0.00 GiB"
+
+
+def test_the_nearest_to_a_mesh_that_does_not_fit(small, monkeypatch):
+    def fits_when_split(reranker, topology, shape, options):
+        if reranker.mesh.shape["model"] == 1:
+            raise planning.DoesNotFit(None)
+        return dataclasses.replace(step, shape=shape)
+
+    topology = find_topology("cpu:8")
+    step = make_plan(small, topology, longest(None), mesh="data=8", max_length=64).best.steps.popitem()[1][0]
+    monkeypatch.setattr(planning, "plan_step", fits_when_split)
+    assert make_plan(small, topology, longest(None), mesh="data=8", max_length=64).best is None
+    nearest = nearest_that_fits(small, topology, longest(None), mesh="data=8", max_length=64)
+    assert (nearest.topology.name, nearest.best.mesh) == ("cpu:8", "data=4,model=2")
+    assert nearest_that_fits(small, find_topology("h100:1"), longest(None)) is None
 
 
 def test_steps_that_do_not_fit_are_cut_as_scoring_does(small, monkeypatch):
