@@ -16,6 +16,7 @@ from reference_cases import CASES
 
 from flax_rerank import AbsReranker, FlaxAutoReranker
 
+jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
