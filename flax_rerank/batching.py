@@ -83,10 +83,10 @@ class Planner:
         return fitted
 
     def default_table(self, lengths: np.ndarray) -> Table:
-        """Lengths 32, 64, 96, 128, 192, 256, 384, ... up to the limit."""
-        table = [32, 64]
+        """Lengths 32, 48, 64, and then four to each doubling (80, 96, 112, 128, 160, ...) up to the limit."""
+        table = [32, 48, 64]
         while table[-1] < self.limit:
-            table.append(table[-1] * 3 // 2 if _is_power_of_two(table[-1]) else table[-2] * 2)
+            table.append(table[-1] + _power_of_two_at_least(table[-1] + 1) // 8)
         tokens = self._step_tokens(lengths)
         return tuple(
             Shape(self._rows(length, tokens), length)
@@ -187,10 +187,6 @@ def _fit_lengths(lengths: np.ndarray, top: int, size: int) -> list[int]:
         if choice[table[-1]] >= 0:
             table.append(int(choice[table[-1]]))
     return [int(candidates[j]) for j in reversed(table)]
-
-
-def _is_power_of_two(number: int) -> bool:
-    return number & (number - 1) == 0
 
 
 def _power_of_two_at_least(number: int) -> int:

@@ -24,11 +24,12 @@ from typing import Any
 
 from benchmark.models import PUBLISHED, make_model
 from benchmark.protocol import Worker
-from benchmark.report import as_markdown, largest_difference, plot, ratios, summarize
+from benchmark.report import as_markdown, largest_difference, plot, summarize
 from benchmark.workloads import Pair, bulk_pairs, interactive_calls, model_flops, read_pairs
 
 WORKLOADS = ("interactive", "bulk", "cold")
 WARM_UP_PAIRS = 8
+TYPICAL_CHARACTERS = 300
 PRODUCT_SIZE = {"cpu": 2048, "gpu": 8192}
 
 
@@ -36,57 +37,49 @@ class Bench:
     """One model on both sides.
 
     Args:
+        args: the command's options.
         model: its folder.
         init: arguments of both rerankers.
-        reference_options: those of FlagEmbedding's calls beside the ones of both.
+        reference_options: for FlagEmbedding's calls, beside those of both.
     """
 
     def __init__(
-        self, args: argparse.Namespace, model: str, init: dict[str, Any], reference_options: dict[str, Any]
+        self, args: argparse.Namespace, model: Path, init: dict[str, Any], reference_options: dict[str, Any]
     ) -> None:
         self._args = args
+        self._init = init
         self._options = {"ours": args.options, "theirs": args.options | reference_options}
-        self._settings = {"model": model, "init": init} | {k: vars(args)[k] for k in ("threads", "dtype", "devices")}
+        self._settings = {"model": str(model.resolve()), "init": init}
+        self._settings |= {name: vars(args)[name] for name in ("threads", "dtype", "devices")}
 
     def run(self, pairs: list[Pair]) -> dict[str, Any]:
         """Measure every workload that was asked for."""
+        setting: dict[str, Any] = {"arguments": self._init, "options": self._options}
         with self._ours() as ours:
-            self._ours_facts = ours.ask("describe")
-        self._config = self._ours_facts.pop("source_config")
+            setting["ours"] = ours.ask("describe")
+        self._config = setting["ours"].pop("source_config")
+        self._class = setting["ours"]["class"].replace("Flax", "Flag")
         workloads: dict[str, Any] = {}
         if "cold" in self._args.workloads:  # first, while all memory is free
-            workloads["cold"] = self._cold(min(pairs, key=lambda pair: abs(len(pair[1]) - 300)))
-        theirs_facts: dict[str, Any] = {}
-        if set(self._args.workloads) - {"cold"}:
+            workloads["cold"] = self._cold(min(pairs, key=lambda pair: abs(len(pair[1]) - TYPICAL_CHARACTERS)))
+        if {"interactive", "bulk"} & set(self._args.workloads):
             with self._ours() as ours, self._theirs() as theirs:
                 self._workers = {"ours": ours, "theirs": theirs}
-                theirs_facts = theirs.ask("describe")
-                loaded = {side: worker.ask("memory") for side, worker in self._workers.items()}
+                setting["theirs"] = theirs.ask("describe")
+                setting["loaded"] = {side: worker.ask("memory") for side, worker in self._workers.items()}
                 if "interactive" in self._args.workloads:
                     workloads["interactive"] = self._warm(interactive_calls(pairs, self._args.rounds))
                 if "bulk" in self._args.workloads:
                     workloads["bulk"] = self._warm([bulk_pairs(pairs, self._args.pairs)] * self._args.rounds)
-        else:
-            loaded = {}
-        note = "; ".join(
-            f"{side} {json.dumps(value)}"
-            for side, value in {
-                "arguments": self._settings["init"],
-                "options": self._options["ours"],
-                "FlagEmbedding's options": self._options["theirs"],
-                "flax-rerank": self._ours_facts,
-                "FlagEmbedding": theirs_facts,
-            }.items()
-        )
-        return {"note": note, "config": self._config, "loaded": loaded, "workloads": workloads}
+        return {"setting": setting, "workloads": workloads}
 
     def _ours(self, compile_cache: str | None = None) -> Worker:
-        own_gpu_share = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the other process takes memory of it too
+        share = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the other process takes memory of the GPU too
         settings = self._settings | {"compile_cache": compile_cache}
-        return Worker(sys.executable, "benchmark.ours", settings, own_gpu_share)
+        return Worker(sys.executable, "benchmark.ours", settings, share)
 
     def _theirs(self) -> Worker:
-        settings = self._settings | {"class": self._ours_facts["class"].replace("Flax", "Flag")}
+        settings = self._settings | {"class": self._class}
         return Worker(self._args.reference_python, "benchmark.theirs", settings, dict(self._args.reference_env))
 
     def _score(self, side: str, pairs: list[Pair]) -> dict[str, Any]:
@@ -94,65 +87,52 @@ class Bench:
 
     def _warm(self, calls: list[list[Pair]]) -> dict[str, Any]:
         """Time the calls, one a round, on both sides in turn."""
-        ours = self._workers["ours"]
-        distinct = list({id(call): call for call in calls}.values())
-        lengths = [ours.ask("lengths", pairs=call, options=self._options["ours"]) for call in distinct]
-        by_call = {id(call): found for call, found in zip(distinct, lengths, strict=True)}
-        first = [self._score("ours", call) for call in distinct]
+        first = [self._score("ours", call) for call in {id(call): call for call in calls}.values()]
         self._score("theirs", calls[0][:WARM_UP_PAIRS])
         rounds: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
-        device_alone, host_shares, differences = [], [], []
+        differences, host_shares = [], []
         for call in calls:
-            for side, answers in rounds.items():
-                answers.append(self._score(side, call))
-            scores = [rounds[side][-1].pop("scores") for side in rounds]
-            differences.append(largest_difference(*scores))
-            alone = ours.ask("device_alone", pairs=call, options=self._options["ours"])["seconds"]
-            device_alone.append(alone)
-            host_shares.append(max(0.0, 1 - alone / rounds["ours"][-1]["seconds"]))
-        tokens = [sum(by_call[id(call)]["tokens"]) for call in calls]
-        flops = [
-            model_flops(self._config, self._settings["init"], found["tokens"], found["passage_tokens"])
-            for found in (by_call[id(call)] for call in calls)
-        ]
-        summary = summarize(rounds, len(calls[0]), tokens, flops) | {"score_difference": max(differences)}
+            answers = {side: self._score(side, call) for side in rounds}
+            differences.append(largest_difference(*(answer.pop("scores") for answer in answers.values())))
+            alone = self._workers["ours"].ask("device_alone", pairs=call, options=self._options["ours"])
+            host_shares.append(max(0.0, 1 - alone["seconds"] / answers["ours"]["seconds"]))
+            answers["ours"]["device_alone_seconds"] = alone["seconds"]
+            flops = model_flops(self._config, self._init, alone["tokens"], alone["passage_tokens"])
+            for side, answer in answers.items():
+                rounds[side].append(answer | {"tokens": sum(alone["tokens"]), "flops": flops})
+        summary = summarize(rounds, len(calls[0]))
         for side, worker in self._workers.items():
             summary[side] |= worker.ask("memory")
             peak = worker.ask("product", size=PRODUCT_SIZE[self._args.devices])["flops_per_second"]
-            summary[side] |= {"peak_flops_per_second": peak, "rounds": rounds[side]}
-            summary[side]["share_of_peak"] = summary[side]["flops_per_second"] / peak
+            share = summary[side]["flops_per_second"] / peak
+            summary[side] |= {"peak_flops_per_second": peak, "share_of_peak": share}
         summary["ours"] |= {
             "first_seconds": [each["seconds"] for each in first],
             "compiles": sum(each["compiles"] for each in first),
             "compile_seconds": sum(each["compile_seconds"] for each in first),
-            "device_alone_seconds": device_alone,
             "host_share": statistics.median(host_shares),
+            "score_difference": max(differences),
         }
         return summary
 
     def _cold(self, pair: Pair) -> dict[str, Any]:
         """Time from the start of a process to the score of one pair."""
-        starts: dict[str, list[dict[str, Any]]] = {"ours": [], "ours, cache filled": [], "theirs": []}
+        rounds: dict[str, list[dict[str, Any]]] = {"ours": [], "ours, cache filled": [], "theirs": []}
         with tempfile.TemporaryDirectory() as filled:
             for _ in range(self._args.rounds + 1):
                 with tempfile.TemporaryDirectory() as empty:
-                    starts["ours"].append(self._start("ours", pair, empty))
-                starts["ours, cache filled"].append(self._start("ours", pair, filled))
-                starts["theirs"].append(self._start("theirs", pair))
-        summary: dict[str, Any] = {"pairs": 1}
-        theirs = [each["seconds"] for each in starts["theirs"][1:]]
-        for side, every in starts.items():
-            kept = every[1:]  # the first start reads the files and fills the cache
-            taken = [each["seconds"] for each in kept]
-            summary[side] = {
-                "all_seconds": taken,
-                "seconds": statistics.median(taken),
-                "peak_bytes": max(each["peak_bytes"] for each in kept),
-            }
+                    rounds["ours"].append(self._start("ours", pair, empty))
+                rounds["ours, cache filled"].append(self._start("ours", pair, filled))
+                rounds["theirs"].append(self._start("theirs", pair))
+        kept = {side: answers[1:] for side, answers in rounds.items()}  # the first one reads files, fills the cache
+        summary = summarize(kept, 1)
+        for side, answers in kept.items():
+            summary[side]["peak_bytes"] = max(each["peak_bytes"] for each in answers)
             if side != "theirs":
-                summary[side] |= {"ratio": ratios(taken, theirs), "compiles": kept[-1]["compiles"]}
-                summary[side]["compile_seconds"] = statistics.median(each["compile_seconds"] for each in kept)
-        summary["score_difference"] = largest_difference(*(starts[side][-1]["scores"] for side in ("ours", "theirs")))
+                summary[side]["compiles"] = answers[-1]["compiles"]
+                summary[side]["compile_seconds"] = statistics.median(each["compile_seconds"] for each in answers)
+                scores = answers[-1]["scores"], kept["theirs"][-1]["scores"]
+                summary[side]["score_difference"] = largest_difference(*scores)
         return summary
 
     def _start(self, side: str, pair: Pair, compile_cache: str | None = None) -> dict[str, Any]:
@@ -178,7 +158,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command's options; ends the process where they do not go together."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = parser.add_mutually_exclusive_group(required=True)
-    models.add_argument("--model", metavar="FOLDER", help="a PyTorch checkpoint, which both can load")
+    models.add_argument("--model", type=Path, metavar="FOLDER", help="a PyTorch checkpoint, which both can load")
     models.add_argument("--models", nargs="+", choices=PUBLISHED, help="published models, with random weights")
     parser.add_argument("--layers", type=int, metavar="N", help="of the published models, instead of all")
     parser.add_argument("--tokenizers", type=Path, metavar="FOLDER", help="holds xlm-roberta, gemma and llama2")
@@ -215,28 +195,26 @@ def _variable(text: str) -> tuple[str, str]:
 def main() -> int:
     args = parse_arguments()
     pairs = read_pairs(args.input)
-    settings = {
-        name: vars(args)[name] for name in ("dtype", "devices", "threads", "rounds", "layers", "reference_env")
-    }
+    shown = ("workloads", "pairs", "rounds", "layers", "threads", "dtype", "devices", "reference_env")
+    settings = {name: vars(args)[name] for name in shown}
     result: dict[str, Any] = {"machine": describe_machine(), "settings": settings, "models": {}}
-    if args.model:
-        name = Path(args.model).resolve().name
-        result["models"][name] = Bench(args, str(Path(args.model).resolve()), args.init, args.reference_options).run(
+    if args.model is not None:
+        result["models"][args.model.resolve().name] = Bench(args, args.model, args.init, args.reference_options).run(
             pairs
         )
     for name in args.models or ():
-        with tempfile.TemporaryDirectory() as folder:
-            init = make_model(name, Path(folder) / name, args.tokenizers, args.layers) | args.init
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / name
+            init = make_model(name, folder, args.tokenizers, args.layers) | args.init
             on_cpu = PUBLISHED[name].reference_options if args.devices == "cpu" else {}
-            bench = Bench(args, str(Path(folder) / name), init, on_cpu | args.reference_options)
-            result["models"][name] = bench.run(pairs)
+            result["models"][name] = Bench(args, folder, init, on_cpu | args.reference_options).run(pairs)
     text = as_markdown(result)
     print(text)
-    if args.markdown:
+    if args.markdown is not None:
         args.markdown.write_text(text + "\n", encoding="utf-8")
-    if args.json:
+    if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if args.plot:
+    if args.plot is not None:
         plot(result, args.plot)
     return 0
 
