@@ -53,6 +53,7 @@ class Scorer:
 
         # The host can put the rows together itself where it reaches all devices: no collective for that.
         out = replicated(mesh) if self._spans_processes else over_data(mesh)
+        # Nothing is donated: ids, the only input of size, are int32 [rows, length], and no result is of that size.
         self._step = jax.jit(step, static_argnames="options", out_shardings=out)
         self.mesh = mesh
         self.row_multiple = mesh.shape[DATA]

@@ -1,4 +1,4 @@
-"""The command `flax-rerank`: convert and inspect checkpoints, score files of pairs."""
+"""The command `flax-rerank`: convert and inspect checkpoints, score files of pairs, plan that for TPUs."""
 
 import argparse
 import sys

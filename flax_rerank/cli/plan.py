@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='JSON, tokens of the pairs: [200, 312, ...] or {"200": count, ...}',
     )
     lengths.add_argument("--sample", type=Path, metavar="FILE", help="pairs like those to score, .jsonl or .parquet")
-    job.add_argument("--query-tokens", type=int, default=16, metavar="N", help="tokens of the query, for --lengths")
-    job.add_argument("--price", type=float, metavar="P", help="of a chip for an hour")
+    job.add_argument("--query-tokens", type=_count, default=16, metavar="N", help="tokens of the query, for --lengths")
+    job.add_argument("--price", type=_price, metavar="P", help="of a chip for an hour")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw pairs/s over meshes and lengths")
     parser.add_argument(
@@ -108,15 +109,11 @@ def _workload(args: argparse.Namespace) -> Workload:
     if args.sample is None:
         return longest(args.pairs)
     source = open_source([str(args.sample)])
-    pairs = [
-        (row.query, row.passage)
-        for shard in source.shards(SHARD_ROWS)[:1]
-        for row in source.read(shard)
-        if isinstance(row, Row)
-    ]
+    shards = source.shards(SHARD_ROWS)
+    pairs = [(row.query, row.passage) for row in source.read(shards[0]) if isinstance(row, Row)] if shards else []
     if not pairs:
         raise ValueError(f"{args.sample} has no pairs")
-    return of_sample(args.sample, pairs, args.pairs)
+    return of_sample(args.sample, pairs, args.pairs or sum(shard.rows for shard in shards))
 
 
 def _count(text: str) -> int:
@@ -125,5 +122,12 @@ def _count(text: str) -> int:
     except (ValueError, OverflowError):
         count = 0
     if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of pairs, as in 100e6")
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1, as in 100e6")
     return count
+
+
+def _price(text: str) -> float:
+    price = float(text)
+    if not 0 <= price < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no price")
+    return price

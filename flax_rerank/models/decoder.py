@@ -274,8 +274,8 @@ class Decoder(nnx.Module):
         if stop < layers[-1]:
             return run_stack(self.layers, start, stop, step, (x, states))
         x, states = run_stack(self.layers, start, stop - 1, step, (x, states))
-        back = last[:, None] - jnp.arange(length)[None]
-        mask = Mask(((back >= 0) & (back < windows[stop - 1]))[:, None])
+        back_from_last = last[:, None] - jnp.arange(length)[None]
+        mask = Mask(((back_from_last >= 0) & (back_from_last < windows[stop - 1]))[:, None])
         x = layer_of(self.layers, stop - 1)(x, mask, angles, last)
         return x, states.at[-1].set(x[:, 0])
 

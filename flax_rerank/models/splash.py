@@ -81,7 +81,8 @@ def splash_attention(
     # XLA cannot look into the kernel; what it does is written beside it, for whoever counts.
     seen = mask_blocks(padded // block, causal, -(-(window + block - 1) // block) if 0 < window < length else 0)
     flops = 4 * query.size // length * seen * block**2
-    again = (key.nbytes + value.nbytes) // length * block * max(seen - padded // block, 0)
+    # Where there are several blocks, each head reads the keys and values of each again, also those it shares.
+    again = 2 * query.nbytes // length * block * seen - key.nbytes - value.nbytes if padded > block else 0
     with set_xla_metadata(kernel_flops=str(flops), kernel_reads_again=str(again)):
         mixed = jax.vmap(kernel, in_axes=(0, 0, 0, None if segments is None else 0))(
             arrange(scaled), arrange(key), arrange(value), segments
@@ -111,21 +112,22 @@ def splash_attention_on(
 ) -> jax.Array:
     """`splash_attention` on the devices of a mesh with the axes "data" and "model": each has its rows and heads.
 
-    Key/value heads that do not divide over "model" are on all of its devices.
+    Heads that do not divide over "model" are on all of its devices, and so is a single key/value head.
     """
     parts = mesh.shape[MODEL]
     heads, kv_heads = query.shape[2], key.shape[2]
-    if kv_heads > 1 and kv_heads % parts:
+    if kv_heads > 1 and kv_heads % parts and heads % parts == 0:
         key, value = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (key, value))
         kv_heads = heads
-    split = PartitionSpec(DATA, None, MODEL, None)
-    whole = split if kv_heads % parts == 0 else PartitionSpec(DATA, None, None, None)
+    whole = PartitionSpec(DATA, None, None, None)
+    split = PartitionSpec(DATA, None, MODEL, None) if heads % parts == 0 else whole
+    of_keys = split if kv_heads % parts == 0 else whole
     attend = functools.partial(splash_attention, **settings)
     rows = () if lengths is None else (lengths,)
     return jax.shard_map(
         lambda query, key, value, *rows: attend(query, key, value, lengths=rows[0] if rows else None),
         mesh=mesh,
-        in_specs=(split, whole, whole, *(PartitionSpec(DATA) for _ in rows)),
+        in_specs=(split, of_keys, of_keys, *(PartitionSpec(DATA) for _ in rows)),
         out_specs=split,
         check_vma=False,
     )(query, key, value, *rows)

@@ -60,9 +60,9 @@ def find_model(name: str, model_class: str | None = None, cache_dir: str | None 
     """
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     folder = Path(name).expanduser()
-    last = name.rpartition("/")[2]
-    if not folder.is_dir() and last in published:
-        hf = published[last]
+    known = name.removeprefix("BAAI/")
+    if not folder.is_dir() and known in published:
+        hf = published[known]
     else:
         folder = local_folder(name, cache_dir, config_only=True)
         hf = convert.read_config(folder)

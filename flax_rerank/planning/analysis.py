@@ -34,7 +34,7 @@ class Collective:
     """
 
     kind: str
-    times: int
+    times: float
     devices: int
     operand_bytes: int
     result_bytes: int
@@ -57,12 +57,14 @@ class Collective:
 
 @dataclass(frozen=True)
 class Product:
-    """One matrix product of a program: `flops` each time it runs, `dtypes` of its operands."""
+    """One matrix product of a program, or all those of one of our kernels: `flops` each time it runs, `dtypes` of its
+    operands."""
 
-    times: int
+    times: float
     flops: float
     dtypes: tuple[str, ...]
     source: str
+    by_kernel: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def _bytes_written(called: Computation, result: Sequence[Array]) -> int:
     return _in_memory(result)
 
 
-def _products(program: Program, computation: Computation, each: Instruction, times: int) -> list[Product]:
+def _products(program: Program, computation: Computation, each: Instruction, times: float) -> list[Product]:
     """The matrix products of an instruction, and of all that are fused into it."""
     if each.opcode == "fusion":
         called = program.computations[each.calls("calls")]
@@ -204,7 +206,7 @@ def _products(program: Program, computation: Computation, each: Instruction, tim
     else:
         return []
     dtypes = tuple(computation.instructions[name].result[0].dtype for name in each.operands[:2])
-    return [Product(times, flops, dtypes, each.source)] if flops else []
+    return [Product(times, flops, dtypes, each.source, each.opcode == "custom-call")] if flops else []
 
 
 def _said_of_kernel(each: Instruction, name: str) -> float:

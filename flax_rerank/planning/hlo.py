@@ -108,12 +108,12 @@ class Program:
     computations: dict[str, Computation]
     entry: Computation
 
-    def executed(self) -> Iterator[tuple[Computation, Instruction, int]]:
+    def executed(self) -> Iterator[tuple[Computation, Instruction, float]]:
         """Every instruction that runs by itself, not inside of a fusion, with its computation and how often it runs.
-        Of a conditional's branches all are given."""
+        A conditional takes each of its branches equally often: exact for windows in every other layer."""
         yield from self._executed(self.entry, 1)
 
-    def _executed(self, computation: Computation, times: int) -> Iterator[tuple[Computation, Instruction, int]]:
+    def _executed(self, computation: Computation, times: float) -> Iterator[tuple[Computation, Instruction, float]]:
         for each in computation.instructions.values():
             if each.opcode == "while":
                 body = self.computations[each.calls("body")]
@@ -122,7 +122,7 @@ class Program:
                 yield from self._executed(self.computations[each.calls("to_apply")], times)
             elif each.opcode == "conditional":
                 for branch in each.branches:
-                    yield from self._executed(self.computations[branch], times)
+                    yield from self._executed(self.computations[branch], times / len(each.branches))
             else:
                 yield computation, each, times
 

@@ -12,6 +12,7 @@ from flax_rerank.planning.chips import GIB
 from flax_rerank.planning.step import DoesNotFit, StepPlan, plan_step
 from flax_rerank.planning.topology import Topology, larger_slices
 from flax_rerank.planning.workload import Workload
+from flax_rerank.rerankers import FlaxReranker
 from flax_rerank.sharding import DATA, ShardingRules
 
 # Of meshes within this factor the one with fewer collectives is taken: the roofline hides them behind other work.
@@ -125,8 +126,12 @@ def make_plan(
         try:
             reranker, notes = _make(model, topology, candidate, rules, arguments)
         except ValueError as error:
+            if len(meshes) == 1 and mesh is not None and ("divide" in str(error) or str(error).startswith("mesh ")):
+                raise ValueError(
+                    f"{error}. Meshes of {topology.name}: {'; '.join(sensible_meshes(topology))}"
+                ) from error
             if len(meshes) == 1:
-                raise _with_meshes(error, topology) from error
+                raise
             tried.append(MeshPlan(candidate, refused=str(error)))
             continue
         rerankers[candidate] = reranker
@@ -189,16 +194,20 @@ def _make(
             f"GPUs are planned by roofline alone, which does not know what collectives cost: take "
             f"data={len(topology.devices)} instead of {mesh}"
         )
-    if rules is not None:
-        return weightless_reranker(model, topology, mesh, rules, **arguments), ()
+    notes = []
+    if not (model.has_tokenizer or issubclass(model.kind, FlaxReranker)):
+        notes.append("no tokenizer is here: prompts are counted by words, a few tokens too short or too long")
+    if topology.hosts > 1:
+        notes.append(f"{mesh} is over {topology.hosts} hosts; without --mesh each host scores shards of its own")
     try:
-        return weightless_reranker(model, topology, mesh, ShardingRules(), **arguments), ()
+        reranker = weightless_reranker(model, topology, mesh, rules or ShardingRules(), **arguments)
     except ValueError as error:
-        if not str(error).startswith("vocab_size"):
+        if rules is not None or not str(error).startswith("vocab_size"):
             raise
-    reranker = weightless_reranker(model, topology, mesh, ShardingRules(vocab=None), **arguments)
-    size = reranker.model.config.vocab_size
-    return reranker, (f"the vocabulary of {size} does not divide over {mesh}: replicated (--replicate vocab)",)
+        reranker = weightless_reranker(model, topology, mesh, ShardingRules(vocab=None), **arguments)
+        size = reranker.model.config.vocab_size
+        notes.append(f"the vocabulary of {size} does not divide over {mesh}: replicated (--replicate vocab)")
+    return reranker, tuple(notes)
 
 
 def _try(
@@ -212,7 +221,7 @@ def _try(
     known: MeshPlan | None = None,
 ) -> MeshPlan:
     """Compile the job's shapes on one mesh, or only that with most of the work (whose step then stands for all)."""
-    memory = topology.chip.memory / topology.devices_per_chip
+    memory = topology.chip.memory
     parameter_bytes = reranker.parameter_bytes
     result = MeshPlan(mesh, tuple(notes), parameter_bytes=parameter_bytes)
     if parameter_bytes > memory:
@@ -283,7 +292,3 @@ def _slower(mesh: MeshPlan, best: MeshPlan | None) -> str:
     if best is None or not best.pairs_per_second:
         return "the model is split further than it need be"
     return f"at most {mesh.pairs_per_second:,.0f} pairs/s, bound by {mesh.bound}, and the model is split further"
-
-
-def _with_meshes(error: ValueError, topology: Topology) -> ValueError:
-    return ValueError(f"{error}. Meshes of {topology.name}: {'; '.join(sensible_meshes(topology))}")

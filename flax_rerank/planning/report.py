@@ -6,9 +6,10 @@ from typing import Any
 from flax_rerank.planning.chips import GIB
 from flax_rerank.planning.plan import MeshPlan, Plan
 from flax_rerank.planning.step import StepPlan
+from flax_rerank.planning.topology import Topology
 
 COLUMNS = (
-    "rows x length", "arguments", "temporaries", "total GiB", "TFLOP", "GB moved", "collectives", "GB sent",
+    "rows x length", "arguments", "temporaries", "total GiB", "of GiB", "TFLOP", "GB moved", "collectives", "GB sent",
     "compile s", "at least ms", "bound by", "pairs/s",
 )  # fmt: skip
 
@@ -22,14 +23,23 @@ def as_text(plan: Plan, nearest: Plan | None = None) -> str:
         lines += ["", f"It fits no mesh of {topology.name}:"]
     else:
         lines += ["", f"Best mesh: {plan.best.mesh}. Of each device, in a step:", ""]
-        lines += _table([COLUMNS, *(_row(step) for step, _ in plan.best.steps.values())])
+        lines += _table([COLUMNS, *(_row(step, topology) for step, _ in plan.best.steps.values())])
         lines += [f"note: {note}" for note in plan.best.notes]
         lines += ["", "Other meshes:"] if plan.others else []
-    lines += [f"  {each.mesh}: {'; '.join((each.refused, *each.notes))}" for each in plan.others]
+    notes = set(plan.best.notes) if plan.best else set()
+    for each in plan.others:
+        lines.append(
+            f"  {each.mesh}: {'; '.join((each.refused, *(note for note in each.notes if note not in notes)))}"
+        )
     if nearest is not None:
         lines += ["", f"The nearest that it fits: {nearest.topology.name} with {nearest.best.mesh}."]
+    elif plan.best is None:
+        lines += [
+            "",
+            "It fits no larger slice that was tried either: take a chip with more memory, or shorter inputs.",
+        ]
     if plan.best is not None and plan.best.pairs_per_second:
-        lines += ["", _job(plan)]
+        lines += ["", "The job:", "", *_job(plan)]
     return "\n".join(lines)
 
 
@@ -76,7 +86,7 @@ def _step(plan: Plan, step: StepPlan) -> dict[str, Any]:
         "argument_bytes": memory and memory.arguments,
         "temporary_bytes": memory and memory.temporaries,
         "result_bytes": memory and memory.results,
-        "device_memory_bytes": chip.memory / plan.topology.devices_per_chip if finite else None,
+        "device_memory_bytes": chip.memory if finite else None,
         "flops": step.counts.flops,
         "bytes": step.counts.bytes,
         "collectives": [
@@ -90,12 +100,12 @@ def _step(plan: Plan, step: StepPlan) -> dict[str, Any]:
     }
 
 
-def _row(step: StepPlan) -> tuple[str, ...]:
+def _row(step: StepPlan, topology: Topology) -> tuple[str, ...]:
     memory, counts, roofline = step.memory, step.counts, step.roofline
-    sizes = (memory.arguments, memory.temporaries, memory.total) if memory else ()
+    sizes = (memory.arguments, memory.temporaries, memory.total, topology.chip.memory) if memory else ()
     return (
         f"{step.shape.rows} x {step.shape.length}",
-        *([f"{size / GIB:.2f}" for size in sizes] or ["-"] * 3),
+        *([f"{size / GIB:.2f}" for size in sizes] or ["-"] * 4),
         f"{counts.flops / 1e12:.2f}",
         f"{counts.bytes / 1e9:.1f}",
         f"{sum(each.times for each in counts.collectives)}",
@@ -112,12 +122,13 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def _job(plan: Plan) -> str:
-    text = f"At most {plan.best.pairs_per_second:,.0f} pairs/s, bound by {plan.best.bound}"
-    if plan.hours is None:
-        return f"{text}."
-    chips = plan.topology.chips
-    text += (
-        f": {plan.workload.pairs:,} pairs take at least {plan.hours:.2f} hours, {plan.hours * chips:.2f} chip hours"
-    )
-    return f"{text}." if plan.cost is None else f"{text}, {plan.cost:,.2f} at {plan.price:.2f} each."
+def _job(plan: Plan) -> list[str]:
+    """What the job takes at least."""
+    best, chips = plan.best, plan.topology.chips
+    rows = {"pairs/s at most": f"{best.pairs_per_second:,.0f}", "bound by": best.bound}
+    if plan.hours is not None:
+        rows = {"pairs": f"{plan.workload.pairs:,}"} | rows
+        rows |= {"hours at least": f"{plan.hours:.2f}", "chip hours": f"{plan.hours * chips:.2f}"}
+    if plan.cost is not None:
+        rows |= {"a chip hour costs": f"{plan.price:,.2f}", "price": f"{plan.cost:,.2f}"}
+    return _table([tuple(rows), tuple(rows.values())])

@@ -32,10 +32,6 @@ def roofline(counts: Counts, topology: Topology, bits: int) -> Roofline:
         counts: what one device does.
         bits: of the numbers that are multiplied.
     """
-    chip, share = topology.chip, topology.devices_per_chip
-    links = chip.link_bandwidth * max(topology.links, 1)
-    return Roofline(
-        matrix=counts.flops * share / chip.peak(bits),
-        memory=counts.bytes * share / chip.bandwidth,
-        interconnect=counts.sent_bytes * share / links,
-    )
+    chip = topology.chip
+    sent = counts.sent_bytes / (chip.link_bandwidth * max(topology.links, 1)) if counts.sent_bytes else 0.0
+    return Roofline(counts.flops / chip.peak(bits), counts.bytes / chip.bandwidth, sent)

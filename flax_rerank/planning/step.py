@@ -98,7 +98,7 @@ def plan_step(reranker: WeightlessReranker, topology: Topology, shape: Shape, op
         analysis.temp_size_in_bytes,
         analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
     )
-    if memory.total > topology.chip.memory / topology.devices_per_chip:
+    if memory.total > topology.chip.memory:
         raise DoesNotFit(memory.total)
     text = compiled.as_text()
     counts = count(hlo.parse(text))

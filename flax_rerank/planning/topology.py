@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from flax_rerank.planning.chips import CHIPS, Chip
 
-CPU = Chip("cpu", "cpu", math.inf, math.inf, math.inf, math.inf, 1)
+CPU = Chip("cpu", "cpu", math.inf, math.inf, math.inf, math.inf, math.inf, 1)
 # Slices as they are rented.
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
@@ -42,14 +43,11 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        return len(self.devices) // self.devices_per_chip
+        return len(self.devices)
 
     @property
-    def devices_per_chip(self) -> int:
-        """JAX has two devices on a v4 chip, which share its peaks and its memory."""
-        if self.chip.platform != "tpu":
-            return 1
-        return len(self.devices) // len({tuple(device.coords) for device in self.devices})
+    def hosts(self) -> int:
+        return len({device.process_index for device in self.devices})
 
     @property
     def links(self) -> int:
@@ -61,7 +59,7 @@ class Topology:
 
 
 def find_topology(name: str) -> Topology:
-    """The topology called `name`.
+    """The topology called `name`. For a TPU, libtpu's variables in the environment are set where they are not.
 
     Args:
         name: a chip and how many of them: "v5e:2x4" (the layout of a TPU slice), "h100:8", "cpu:8".
@@ -73,20 +71,23 @@ def find_topology(name: str) -> Topology:
     chip_name, _, layout = name.partition(":")
     chip = CPU if chip_name == CPU.name else CHIPS.get(chip_name)
     if chip is None:
-        raise ValueError(f"topology {name!r}: {chip_name!r} is none of the known chips: {', '.join(CHIPS)}")
+        raise ValueError(
+            f"topology {name!r}: {chip_name!r} is none of the known chips: {', '.join(CHIPS)}; as in v5e:2x4 or h100:8"
+        )
     if chip.platform != "tpu":
         if not layout.isdecimal() or int(layout) < 1:
             raise ValueError(f"topology {name!r}: give the number of chips, as in {chip_name}:8")
         return Topology(name, chip, tuple(_stand_ins(int(layout))))
-    if not re.fullmatch(r"\d+(x\d+){1,2}", layout):
-        raise ValueError(f"topology {name!r}: give the layout of the slice, as in {chip_name}:{SLICES[chip_name][1]}")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", layout):
+        nearest = _nearest_slice(chip_name, int(layout) if layout.isdecimal() else 4)
+        raise ValueError(f"topology {name!r}: give the layout of the slice, as in {chip_name}:{nearest}")
     return Topology(name, chip, tuple(_tpu_devices(name, chip_name, layout)))
 
 
 def larger_slices(topology: Topology) -> Iterator[Topology]:
     """Slices with more chips of the same kind, the smallest first; none for GPUs and CPUs."""
     for layout in SLICES.get(topology.chip.name, ()):
-        if math.prod(map(int, layout.split("x"))) > topology.chips:
+        if _chips(layout) > topology.chips:
             yield find_topology(f"{topology.chip.name}:{layout}")
 
 
@@ -101,17 +102,28 @@ def _tpu_devices(name: str, chip: str, layout: str) -> Sequence[jax.Device]:
     # libtpu would ask a server which TPU it is on, complain that there is none, and keep others from using it.
     for setting, value in LIBTPU_SETTINGS.items():
         os.environ.setdefault(setting, value)
-    hosts = {"chips_per_host_bounds": CHIPS_PER_HOST[layout]} if layout in CHIPS_PER_HOST else {}
+    settings: dict[str, Any] = {}
+    if layout in CHIPS_PER_HOST:
+        settings["chips_per_host_bounds"] = CHIPS_PER_HOST[layout]
+    if chip == "v4":  # both cores of a chip are one device, as on a host that has one
+        settings["chip_config_name"] = "megacore"
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **hosts).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **settings).devices
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
-        asked = math.prod(map(int, layout.split("x")))
-        nearest = min(SLICES[chip], key=lambda slice: abs(math.log(math.prod(map(int, slice.split("x"))) / asked)))
+        nearest = _nearest_slice(chip, _chips(layout))
         raise ValueError(
             f"libtpu knows no topology {name!r} ({_first_line(error)}); the nearest one is {chip}:{nearest}"
         ) from error
+
+
+def _nearest_slice(chip: str, chips: int) -> str:
+    return min(SLICES[chip], key=lambda layout: abs(math.log(_chips(layout) / max(chips, 1))))
+
+
+def _chips(layout: str) -> int:
+    return math.prod(map(int, layout.split("x")))
 
 
 def _stand_ins(count: int) -> Sequence[jax.Device]:
@@ -119,7 +131,10 @@ def _stand_ins(count: int) -> Sequence[jax.Device]:
         jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise ValueError(f"{count} devices are asked for, and this process has made only {len(devices)}")
+        raise ValueError(
+            f"{count} devices are asked for, and this process has made only {len(devices)}: plan for them before JAX "
+            f"starts, or for cpu:{len(devices)}"
+        )
     return devices[:count]
 
 

@@ -56,7 +56,8 @@ def of_lengths(path: Path, pairs: int | None, query_tokens: int) -> Workload:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         lengths, counts = zip(*found.items(), strict=True) if isinstance(found, dict) else (found, [1] * len(found))
-        lengths, counts = np.asarray(lengths, np.int64), np.asarray(counts, np.int64)
+        lengths, counts = ([int(str(number)) for number in numbers] for numbers in (lengths, counts))
+        lengths, counts = np.asarray(lengths), np.asarray(counts)
         if lengths.ndim != 1 or lengths.min() < 1 or counts.min() < 0 or counts.sum() == 0:
             raise ValueError("lengths are at least 1, counts at least 0")
     except (ValueError, TypeError) as error:

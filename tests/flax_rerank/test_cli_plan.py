@@ -1,6 +1,7 @@
 """`flax-rerank plan`, on topologies that take no libtpu."""
 
 import json
+import re
 
 import pytest
 from reference_cases import CASES
@@ -15,8 +16,16 @@ def test_a_plan_in_words(capsys):
     out = capsys.readouterr().out
     assert out.startswith("bge-reranker-v2-m3 in bfloat16 on h100:8: 8 chips, all pairs as long as can be\n")
     assert "Best mesh: data=8" in out
-    assert "100,000,000 pairs take at least" in out
-    assert "at 2.50 each." in out
+    names, figures = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[-2:])
+    job = dict(zip(names, figures, strict=True))
+    assert (job["pairs"], job["a chip hour costs"]) == ("100,000,000", "2.50")
+    assert float(job["chip hours"]) == pytest.approx(8 * float(job["hours at least"]), abs=0.1)
+    assert float(job["price"]) == pytest.approx(2.5 * float(job["chip hours"]), abs=0.02)
+
+
+def test_prompts_are_near_without_a_tokenizer(capsys):
+    assert main(["plan", "bge-reranker-v2-gemma", "--topology", "h100:8"]) == 0
+    assert "note: no tokenizer is here" in capsys.readouterr().out
 
 
 def test_a_plan_for_machines(capsys, tmp_path):
@@ -47,6 +56,22 @@ def test_a_plan_for_machines(capsys, tmp_path):
 def test_what_cannot_be_is_one_message(options, message, capsys):
     assert main(["plan", MODEL, *options]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--price", "-3"], ["--query-tokens", "0"], ["--pairs", "none"]])
+def test_numbers_that_cannot_be(options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", MODEL, "--topology", "h100:8", *options])
+    assert stopped.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_a_sample_is_as_many_pairs_as_it_has(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("flax_rerank.cli.plan.SHARD_ROWS", 2)
+    sample = tmp_path / "pairs.jsonl"
+    sample.write_text(5 * (json.dumps({"query": "what is panda?", "passage": "a bear"}) + "\n"), encoding="utf-8")
+    assert main(["plan", MODEL, "--topology", "h100:1", "--sample", str(sample), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["job"]["pairs"] == 5
 
 
 def test_speeds_are_drawn(tmp_path):

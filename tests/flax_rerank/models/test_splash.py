@@ -80,6 +80,14 @@ def test_each_device_of_a_mesh_has_its_rows_and_heads():
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+def test_heads_that_do_not_divide_are_on_all_devices():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    arrays = inputs(128, 3, 3, 64)
+    expected = attention(*arrays, mask=dense_mask(128, False, 0, None), scale=0.125)
+    found = splash_attention_on(mesh, *arrays, lengths=None, causal=False, window=0, scale=0.125, interpret=True)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("length", "block"), [(256, 256), (536, 640), (1024, 512), (768, 384), (8192, 512)])
 def test_blocks_pad_little(length, block):
     assert block_size(length) == block

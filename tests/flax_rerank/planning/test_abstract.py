@@ -29,6 +29,11 @@ def test_published_models_are_known_by_name(name, kind, gigabytes):
     assert all(isinstance(each, jax.ShapeDtypeStruct) for each in reranker.parameters)
 
 
+def test_a_name_from_elsewhere_is_not_taken_for_a_published_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="bge-reranker-base"):
+        find_model(str(tmp_path / "bge-reranker-base"))
+
+
 def test_parameters_are_shared_as_in_scoring():
     whole = weightless("bge-reranker-v2.5-gemma2-lightweight", dtype="bfloat16").parameter_bytes
     half = weightless("bge-reranker-v2.5-gemma2-lightweight", "data=4,model=2", dtype="bfloat16").parameter_bytes

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from flax_rerank.planning import hlo
+from flax_rerank.planning.analysis import count
 
 # As TPUs have it: no trip count beside the loop, a bound that comes in with the carry, memory on the chip (S(1)).
 LOOP = """HloModule step, is_scheduled=true
@@ -60,6 +61,19 @@ def test_trips_that_cannot_be_told_are_an_error():
     program = hlo.parse(LOOP.replace("constant(20)", "parameter(1)"))
     with pytest.raises(ValueError, match="trips of loop cannot be told: a bound of it is a parameter"):
         list(program.executed())
+
+
+def test_branches_share_the_trips():
+    def step(kinds, x):
+        def body(index, x):
+            return jax.lax.switch(kinds[index], [lambda x: x @ x, lambda x: (x @ x) @ x], x)
+
+        return jax.lax.fori_loop(0, 6, body, x)
+
+    shapes = jax.ShapeDtypeStruct((6,), jnp.int32), jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    program = hlo.parse(jax.jit(step).lower(*shapes).compile().as_text())
+    # Three of one product, three of two.
+    assert count(program).flops == 3 * 3 * 2 * 64**3
 
 
 def test_a_program_that_was_compiled_here():

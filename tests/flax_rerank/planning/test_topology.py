@@ -16,7 +16,8 @@ def test_gpus_and_cpus_are_counted():
     [
         ("v9:2x2", "'v9' is none of the known chips: v4, v5e"),
         ("h100", "give the number of chips, as in h100:8"),
-        ("v5e:8", "give the layout of the slice, as in v5e:2x2"),
+        ("v5e:8", "give the layout of the slice, as in v5e:2x4"),
+        ("v5e:0x4", "give the layout of the slice, as in v5e:2x2"),
         ("cpu:1000", "1000 devices are asked for, and this process has made only 8"),
     ],
 )

@@ -32,7 +32,7 @@ def test_lengths_are_drawn_as_often_as_they_are_counted(small, tmp_path):
     assert set(pairs.query_lengths.tolist()) == {12}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', "[0]", "3", '{"5": -1}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', "[0]", "3", '{"5": -1}', "[1.7, 300]"])
 def test_other_files_are_no_lengths(text, tmp_path):
     path = tmp_path / "lengths.json"
     path.write_text(text, encoding="utf-8")
