@@ -128,7 +128,9 @@ def weightless_reranker(
     """
     kind = type(model.kind.__name__, (WeightlessReranker, model.kind), {"source": model})
     given = dict(model.arguments) | arguments
-    return kind(model.name, devices=topology.devices, mesh=mesh, sharding_rules=rules, **given)
+    reranker = kind(model.name, devices=topology.devices, mesh=mesh, sharding_rules=rules, **given)
+    reranker._platform = topology.chip.platform  # CPUs may stand for GPUs
+    return reranker
 
 
 def _tokenizer_of_words() -> Tokenizer:

@@ -194,8 +194,8 @@ class AbsReranker(ABC):
 
         self.mesh = make_mesh(devices, mesh)
         self.sharding_rules = sharding_rules
-        platform = self.mesh.devices.flat[0].platform
-        self.dtype = choose_dtype(dtype, use_fp16=use_fp16, use_bf16=use_bf16, platform=platform)
+        self._platform = self.mesh.devices.flat[0].platform
+        self.dtype = choose_dtype(dtype, use_fp16=use_fp16, use_bf16=use_bf16, platform=self._platform)
         self._open(cache_dir)
         self._scorer = Scorer(self.model, self.mesh)
         self._tables: tuple[Table, ...] = ()
@@ -340,7 +340,7 @@ class AbsReranker(ABC):
             return Prepared(call, pairs, table or (), (), skip_faulty)
         lengths = lengths[sound]
         budget = call.batch_size * call.lengths.max_length
-        planner = Planner(call.template.max_tokens, budget, self._scorer.row_multiple)
+        planner = Planner(call.template.max_tokens, budget, self._scorer.row_multiple, self._platform)
         if table is None:
             table = planner.choose(lengths, self._tables)
             if table not in self._tables:

@@ -66,6 +66,16 @@ def test_a_batch_size_of_one_runs_one_long_pair_at_a_time():
     assert [step.shape for step in planner.steps(lengths, planner.choose(lengths))] == [Shape(1, 512)] * 5
 
 
+def test_steps_on_a_cpu_stay_small():
+    lengths = np.tile(DBPEDIA, 100)
+    largest = {
+        platform: max(shape.tokens for shape in Planner(512, 128 * 512, platform=platform).choose(lengths))
+        for platform in ("cpu", "tpu", "gpu")
+    }
+    assert largest["cpu"] <= 1024
+    assert 15000 < largest["tpu"] == largest["gpu"] <= 16384
+
+
 def test_fitting_is_exact_where_there_are_few_lengths():
     planner = Planner(limit=512, budget=128 * 512)
     lengths = np.repeat([16, 40, 200], 200)

@@ -10,7 +10,6 @@ from reference_cases import CASES, load_case
 from safetensors.numpy import load_file
 
 from flax_rerank import FlaxAutoReranker, FlaxLLMReranker
-from flax_rerank.batching import MAX_STEP_TOKENS
 from flax_rerank.convert.torch_files import SafetensorsFiles
 
 DECODERS = (
@@ -141,7 +140,9 @@ def test_no_pairs_give_no_scores(reranker):
 @several_pieces
 @pytest.mark.parametrize("name", DECODERS)
 def test_bfloat16_keeps_the_order_of_scores_half_their_spread_apart(reranker, name, monkeypatch):
-    monkeypatch.setattr("flax_rerank.batching.MIN_STEP_TOKENS", MAX_STEP_TOKENS)  # one step, compiled once
+    # One step, compiled once.
+    monkeypatch.setattr("flax_rerank.batching.MAX_STEP_TOKENS", {"cpu": 16384})
+    monkeypatch.setattr("flax_rerank.batching.MIN_STEP_TOKENS", 16384)
     case = load_case(name)
     run = next(run for run in case.runs if "max_length" in run["call"])
     model = reranker(name, {"dtype": "bfloat16"})
