@@ -17,9 +17,10 @@ import numpy as np
 GRID = 8
 TABLE_SIZE = 10
 MIN_STEP_TOKENS = 1024
-# On a CPU the activations of larger steps leave its caches, and their memory is asked of the system at every step.
-MAX_STEP_TOKENS = {"cpu": 1024}
-MAX_STEP_TOKENS_ELSEWHERE = 16384
+MAX_STEP_TOKENS = 16384
+# On a CPU large steps ask the system for their memory each time, and small ones copy a layer's weights too often where
+# these are more than its caches hold.
+MAX_STEP_TOKENS_ON_CPU = {512: 1024, 2**31: 4096}  # up to a width
 FIT_FROM = 256
 AS_GOOD = 1.02
 NEARLY_FULL = 0.75
@@ -63,13 +64,13 @@ class Planner:
         limit: tokens of the longest input that there can be.
         budget: tokens that a step may compute at the most; one row per device is always taken.
         multiple: rows are a multiple of this, the devices on the mesh's data axis.
-        platform: of the devices.
+        max_step_tokens: on each device.
     """
 
     limit: int
     budget: int
     multiple: int = 1
-    platform: str = "tpu"
+    max_step_tokens: int = MAX_STEP_TOKENS
 
     def choose(self, lengths: np.ndarray, known: Sequence[Table] = ()) -> Table:
         """The table for pairs of these lengths: the default one for few pairs; for many a fitted one, unless one of
@@ -160,10 +161,17 @@ class Planner:
         """Tokens of a step: the largest of a few sizes that still makes many steps, so that the empty rows of the last
         one are a small share."""
         total = int(lengths.sum())
-        tokens = MAX_STEP_TOKENS.get(self.platform, MAX_STEP_TOKENS_ELSEWHERE)
+        tokens = self.max_step_tokens
         while tokens > MIN_STEP_TOKENS and total < 32 * tokens * self.multiple:
             tokens //= 4
         return min(tokens * self.multiple, self.budget)
+
+
+def max_step_tokens(platform: str, width: int) -> int:
+    """Tokens that a step of a model of this width (hidden size) should have on one device at the most."""
+    if platform != "cpu":
+        return MAX_STEP_TOKENS
+    return next(tokens for limit, tokens in MAX_STEP_TOKENS_ON_CPU.items() if width <= limit)
 
 
 def computed_tokens(steps: Sequence[Step]) -> int:

@@ -104,9 +104,9 @@ def write_checkpoint(
     """
     config = json.loads(CONFIGS.read_text(encoding="utf-8"))[name] | {"torch_dtype": "bfloat16"}
     if layers is not None:
-        config["num_hidden_layers"] = layers
         if "start_layer" in config:
-            config["start_layer"] = min(config["start_layer"], layers)
+            config["start_layer"] = max(1, config["start_layer"] * layers // config["num_hidden_layers"])
+        config["num_hidden_layers"] = layers
     encoder = config["model_type"] == "xlm-roberta"
     tensors = list((encoder_tensors if encoder else decoder_tensors)(config))
     shards: list[list[Tensor]] = [[]]

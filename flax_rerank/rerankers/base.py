@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from flax_rerank import checkpoint, convert
-from flax_rerank.batching import Planner, Shape, Step, Table, computed_tokens
+from flax_rerank.batching import Planner, Shape, Step, Table, computed_tokens, max_step_tokens
 from flax_rerank.convert.export import ModelParameters, TorchTensors, export
 from flax_rerank.dtypes import choose_dtype
 from flax_rerank.hub import local_folder
@@ -340,7 +340,8 @@ class AbsReranker(ABC):
             return Prepared(call, pairs, table or (), (), skip_faulty)
         lengths = lengths[sound]
         budget = call.batch_size * call.lengths.max_length
-        planner = Planner(call.template.max_tokens, budget, self._scorer.row_multiple, self._platform)
+        most = max_step_tokens(self._platform, self.model.config.hidden_size)
+        planner = Planner(call.template.max_tokens, budget, self._scorer.row_multiple, most)
         if table is None:
             table = planner.choose(lengths, self._tables)
             if table not in self._tables:

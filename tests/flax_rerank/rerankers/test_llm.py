@@ -141,7 +141,7 @@ def test_no_pairs_give_no_scores(reranker):
 @pytest.mark.parametrize("name", DECODERS)
 def test_bfloat16_keeps_the_order_of_scores_half_their_spread_apart(reranker, name, monkeypatch):
     # One step, compiled once.
-    monkeypatch.setattr("flax_rerank.batching.MAX_STEP_TOKENS", {"cpu": 16384})
+    monkeypatch.setattr("flax_rerank.batching.MAX_STEP_TOKENS_ON_CPU", {2**31: 16384})
     monkeypatch.setattr("flax_rerank.batching.MIN_STEP_TOKENS", 16384)
     case = load_case(name)
     run = next(run for run in case.runs if "max_length" in run["call"])
