@@ -109,7 +109,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     speeds.set(xlabel="pairs/s", xscale="log", yticks=places, yticklabels=list(bars))
     speeds.set_xlim(left=lowest / 10)
     speeds.invert_yaxis()
-    speeds.legend()
+    speeds.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     ratio = np.array([[s["ours"]["ratio"][k] for k in ("least", "median", "most")] for s in bars.values()])
     times.barh(places, ratio[:, 1], height=0.5, xerr=np.diff(ratio, axis=1).T, color="grey")
     times.axvline(1.0, color="black", linewidth=0.8)
