@@ -306,7 +306,12 @@ def test_early_exit_and_compression_save_time_as_they_save_flops():
     }
     before, after = (layer_flops(fields, 1, length) for length in (LENGTH, COMPRESSED))
     compression = compression_flops(fields, 1, LENGTH, COMPRESSED)
-    expected = {"cutoff": 21 / 42, "published": (8 * before + compression + (25 - 8) * after) / (42 * before)}
+    last, last_after = (last_layer_flops(fields, 1, length) for length in (LENGTH, COMPRESSED))
+    full = 41 * before + last
+    expected = {
+        "cutoff": (20 * before + last) / full,
+        "published": (8 * before + compression + (24 - 8) * after + last_after) / full,
+    }
     decoder = random_decoder(fields, scale=0.05)
     pair = np.ones((1, LENGTH), np.int32), np.array([LENGTH], np.int32), np.array([20], np.int32)
     worst = []
