@@ -59,7 +59,8 @@ class Topology:
 
 
 def find_topology(name: str) -> Topology:
-    """The topology called `name`. For a TPU, libtpu's variables in the environment are set where they are not.
+    """The topology called `name`. For a TPU, libtpu's variables in the environment are set where they are not, and the
+    process keeps no compiled programs on disk from then on.
 
     Args:
         name: a chip and how many of them: "v5e:2x4" (the layout of a TPU slice), "h100:8", "cpu:8".
@@ -98,7 +99,11 @@ def _tpu_devices(name: str, chip: str, layout: str) -> Sequence[jax.Device]:
             "there are GPUs, by roofline alone (h100:8)"
         )
     from jax.experimental import topologies
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+    # Programs for devices that are not there cannot be read back from a cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()
     # libtpu would ask a server which TPU it is on, complain that there is none, and keep others from using it.
     for setting, value in LIBTPU_SETTINGS.items():
         os.environ.setdefault(setting, value)

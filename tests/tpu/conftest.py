@@ -2,7 +2,6 @@
 
 import importlib.util
 
-import jax
 import pytest
 
 
@@ -11,11 +10,3 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("tpu_compile"):
                 item.add_marker(pytest.mark.skip(reason="libtpu is not installed: pip install -e '.[tpu]'"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compile_anew():
-    """Programs for devices that are not there cannot be loaded from a cache."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
