@@ -118,7 +118,7 @@ def run_stack(
     """Run `carry = step(layer, index, carry)` for the layers [start, stop) of a stack, in one loop.
 
     Each trip takes its layer out of the stack by index: the program has one layer's size whatever the
-    depth, and no slice of the stack is copied.
+    depth, and a TPU reads the layer where it lies. (A CPU copies it.)
     """
     if start == stop:
         return carry

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-DATA, MODEL = "data", "model"
+from flax_rerank.sharding import DATA, MODEL
+
 LANES = 128
 # The scores of a block are the kernel's largest array: 1 MB in float32.
 BLOCKS = (512, 384, 256)
