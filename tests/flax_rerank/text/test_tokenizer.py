@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference_cases import CASES
 
-from flax_rerank.tokenizer import CHUNK, Tokenizer
+from flax_rerank.text.tokenizer import CHUNK, Tokenizer
 
 
 @pytest.fixture
