@@ -77,11 +77,9 @@ class Call:
     lengths: Lengths
     batch_size: int
     normalize: bool
+    options: Callable[[TokenizedPairs, Sequence[int]], Callable[[int], Mapping[str, Any]]]
     layers: tuple[int, ...] | None = None
     outputs: tuple[int, ...] = (0,)
-    options: Callable[[TokenizedPairs, Sequence[int]], Callable[[int], Mapping[str, Any]]] = lambda pairs, table: (
-        lambda length: {}
-    )
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,8 @@ class AbsReranker(ABC):
         self.mesh = make_mesh(devices, mesh)
         self.sharding_rules = sharding_rules
         self._platform = self.mesh.devices.flat[0].platform
-        self.dtype = choose_dtype(dtype, use_fp16=use_fp16, use_bf16=use_bf16, platform=self._platform)
+        self.dtypes = choose_dtype(dtype, use_fp16=use_fp16, use_bf16=use_bf16, platform=self._platform)
+        self.dtype = self.dtypes.stored
         self._open(cache_dir)
         self._scorer = Scorer(self.model, self.mesh)
         self._tables: tuple[Table, ...] = ()
@@ -232,7 +231,7 @@ class AbsReranker(ABC):
                     f"{folder} is a {config['model_class']} reranker, {type(self).__name__} takes {self.model_class}"
                 )
             self._source = checkpoint.read_source(folder)
-            return checkpoint.load_model(folder, config, self.dtype, shardings, **self._config_overrides())
+            return checkpoint.load_model(folder, config, self.dtypes, shardings, **self._config_overrides())
         return self._open_torch(folder, cache_dir).load(self.dtype, shardings)
 
     def _open_torch(self, folder: Path, cache_dir: str | None) -> convert.TorchCheckpoint:
@@ -241,7 +240,9 @@ class AbsReranker(ABC):
         if named not in (None, self.model_class):
             raise ValueError(f"{folder} is a {named} reranker, {type(self).__name__} takes {self.model_class}")
         self._source = checkpoint.describe_source(self.model_name_or_path, folder)
-        return convert.open_checkpoint(folder, adapter=self._adapter(cache_dir), **self._config_overrides())
+        return convert.open_checkpoint(
+            folder, adapter=self._adapter(cache_dir), dtypes=self.dtypes, **self._config_overrides()
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a Flax checkpoint, from which `from_finetuned(path)` loads without PyTorch's files, with the arguments
@@ -275,7 +276,9 @@ class AbsReranker(ABC):
                 converted with --keep-head.
         """
         folder = Path(self.model_name_or_path).expanduser()
-        tensors = TorchTensors(ModelParameters(self.model), self.model.config, self.source_config, folder)
+        tensors = TorchTensors(
+            ModelParameters(self.model), (self.model.config, self.model.readout), self.source_config, folder
+        )
         export(Path(path), tensors, self.source_config, self.tokenizer.files, overwrite=overwrite)
 
     @abstractmethod

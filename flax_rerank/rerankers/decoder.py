@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flax_rerank.hub import local_folder
 from flax_rerank.pairs import Template
 from flax_rerank.rerankers.base import AbsReranker, Lengths
@@ -59,29 +57,17 @@ class DecoderReranker(AbsReranker):
             )
         return (self.tokenizer.bos_token_id,)
 
-    def _position_multiple(self) -> int:
-        """In float32, positions are those of the reference, which pads on the left to a multiple of eight: with others
-        the rounding of the rotary angles moves a score by up to 1e-4. In bfloat16 that is lost in other rounding."""
-        return 8 if self.dtype == np.float32 else 1
-
     def _cutoff_layers(self, cutoff_layers: int | Sequence[int] | None) -> tuple[int, ...]:
         """The layers to score after, as asked.
 
         Raises:
             ValueError: none, or one without a head.
         """
-        choices = self.model.config.head_layers
+        readout = self.model.readout
         if cutoff_layers is None:
-            return (choices[-1],)
+            return readout.layers[-1:]
         layers = (cutoff_layers,) if isinstance(cutoff_layers, int) else tuple(cutoff_layers)
-        wrong = [layer for layer in layers if layer not in choices]
-        if wrong or not layers:
-            step = choices[1] - choices[0] if len(choices) > 1 else 1
-            every = "" if step == 1 else f" in steps of {step}"
-            raise ValueError(
-                f"cutoff_layers {list(layers)}: scores are there after layers {choices[0]} to {choices[-1]}{every}"
-                + (f", not after {wrong}" if wrong else "; name at least one")
-            )
+        readout.at(layers)
         return layers
 
 

@@ -124,6 +124,7 @@ class FlaxReranker(AbsReranker):
             lengths=lengths,
             batch_size=self._batch_size(batch_size),
             normalize=self.normalize if normalize is None else normalize,
+            options=lambda pairs, table: lambda length: {"readout": self.model.readout},
         )
 
     def _template(self, lengths: Lengths) -> Template:

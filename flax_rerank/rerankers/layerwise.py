@@ -149,10 +149,7 @@ class LayerWiseFlaxLLMReranker(DecoderReranker):
         normalize: bool | None = None,
     ) -> Call:
         asked = self._cutoff_layers(self.cutoff_layers if cutoff_layers is None else cutoff_layers)
-        layers = tuple(sorted(set(asked)))
-        config = self.model.config
-        heads = tuple(config.head_layers.index(layer) if config.head_per_layer else 0 for layer in layers)
-        static = {"layers": layers, "heads": heads, "position_multiple": self._position_multiple()}
+        readout = self.model.readout.at(asked)
         lengths = self._lengths(query_max_length, max_length)
         return Call(
             template=self._template(lengths, prompt),
@@ -160,6 +157,6 @@ class LayerWiseFlaxLLMReranker(DecoderReranker):
             batch_size=self._batch_size(batch_size),
             normalize=self.normalize if normalize is None else normalize,
             layers=asked,
-            outputs=tuple(map(layers.index, asked)),
-            options=lambda pairs, table: lambda length: static,
+            outputs=tuple(map(readout.layers.index, asked)),
+            options=lambda pairs, table: lambda length: {"readout": readout},
         )

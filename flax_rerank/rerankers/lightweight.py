@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flax_rerank.batching import GRID
+from flax_rerank.models import Compression
 from flax_rerank.pairs import TokenizedPairs
 from flax_rerank.rerankers.base import Call, Pairs, RerankOutput
 from flax_rerank.rerankers.decoder import DecoderReranker
@@ -192,8 +193,7 @@ class LightWeightFlaxLLMReranker(DecoderReranker):
             self.compress_ratio if compress_ratio is None else compress_ratio,
         )
         at = tuple(layer for layer in at if layer < layers[-1])
-        own_heads = tuple(self.model.config.head_layers.index(layer) for layer in layers)
-        heads = tuple(range(len(layers))) if self.head_index == "reference" else own_heads
+        readout = self.model.readout.at(asked, range(len(layers)) if self.head_index == "reference" else None)
         lengths = self._lengths(query_max_length, max_length)
         template = self._template(lengths, prompt)
         suffix_length = len(template.suffix)
@@ -201,11 +201,8 @@ class LightWeightFlaxLLMReranker(DecoderReranker):
         def options(pairs: TokenizedPairs, table: Sequence[int]) -> Callable[[int], Mapping[str, Any]]:
             sizes = compressed_sizes(pairs, table, suffix_length, ratio, times=len(at))
             return lambda length: {
-                "layers": layers,
-                "heads": heads,
-                "compressed": tuple(zip(at, sizes[length], strict=True)),
-                "ratio": ratio,
-                "suffix_length": suffix_length,
+                "readout": readout,
+                "compression": Compression(tuple(zip(at, sizes[length], strict=True)), ratio, suffix_length),
             }
 
         return Call(

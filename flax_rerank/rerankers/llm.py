@@ -141,21 +141,16 @@ class FlaxLLMReranker(DecoderReranker):
         normalize: bool | None = None,
     ) -> Call:
         lengths = self._lengths(query_max_length, max_length)
-        static = {
-            "layers": (self.model.config.num_hidden_layers,),
-            "heads": (0,),
-            "position_multiple": self._position_multiple(),
-        }
         return Call(
             template=self._template(lengths, prompt),
             lengths=lengths,
             batch_size=self._batch_size(batch_size),
             normalize=self.normalize if normalize is None else normalize,
-            options=lambda pairs, table: lambda length: static,
+            options=lambda pairs, table: lambda length: {"readout": self.model.readout},
         )
 
     def _config_overrides(self) -> dict[str, Any]:
-        return {"score_token": token_of_yes(self.tokenizer)}
+        return {"tokens": (token_of_yes(self.tokenizer),)}
 
     def _prefix(self) -> tuple[int, ...]:
         bos = self.tokenizer.bos_token_id
