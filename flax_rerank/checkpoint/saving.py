@@ -109,6 +109,7 @@ def write(
         "model_class": contents.model_class,
         "architecture": type(contents.module).__name__,
         "architecture_config": dataclasses.asdict(contents.module.config),
+        "readout": dataclasses.asdict(contents.module.readout),
         "scoring": dict(contents.scoring),
         "source_config": dict(contents.source_config),
     }

@@ -1,6 +1,5 @@
 """A reranker without weights, from config.json alone: it prepares and traces exactly what scoring would run."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -19,8 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from flax_rerank import checkpoint, convert
 from flax_rerank.auto import class_of
 from flax_rerank.batching import Shape
-from flax_rerank.convert.hf_config import HFConfig
-from flax_rerank.convert.load import family_of, parameters_of
+from flax_rerank.convert.load import architecture_with, family_of, parameters_of
 from flax_rerank.hub import local_folder
 from flax_rerank.pairs import TokenizedPairs
 from flax_rerank.planning.topology import Topology
@@ -82,8 +80,8 @@ class WeightlessReranker(AbsReranker):
     def _open(self, cache_dir: str | None) -> None:
         self.source_config, self.tokenizer = self.source.hf, self.source.tokenizer
         family = family_of(self.source.hf)
-        config = dataclasses.replace(family.config(HFConfig(self.source.hf)), **self._config_overrides())
-        self.model = nnx.eval_shape(lambda: family.module(config))
+        config, readout = architecture_with(family, self.source.hf, **self._config_overrides())
+        self.model = nnx.eval_shape(lambda: family.module(config, readout, self.dtypes))
         shardings = parameter_shardings(self.model, self.mesh, self.sharding_rules)
         for path, param in parameters_of(self.model).items():
             shape = param.get_value().shape
