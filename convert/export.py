@@ -21,8 +21,8 @@ from flax_rerank.convert.load import FLOAT32, family_of, parameters_of, read_con
 from flax_rerank.convert.rules import CheckpointError, Row, Rule, Shape, assign
 from flax_rerank.convert.torch_files import FLOATS, INDEX, SINGLE, SafetensorsFiles, write_safetensors
 from flax_rerank.models.readout import Readout
-from flax_rerank.tokenizer import FILES as TOKENIZER_FILES
-from flax_rerank.tokenizer import Tokenizer
+from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
+from flax_rerank.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

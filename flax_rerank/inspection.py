@@ -24,7 +24,7 @@ from flax_rerank.convert.rules import CheckpointError, Shape, assign
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.models import EncoderConfig, Readout
 from flax_rerank.sharding import host_device
-from flax_rerank.tokenizer import Tokenizer
+from flax_rerank.text.tokenizer import Tokenizer
 
 
 @dataclass

@@ -279,7 +279,7 @@ SETTINGS: Mapping[RerankerModelClass, type[Settings]] = {
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn, and point to the first caller outside of this package."""
-    level, frame = 1, sys._getframe(1)
+    level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("flax_rerank"):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

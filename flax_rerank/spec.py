@@ -11,12 +11,13 @@ from jax.sharding import NamedSharding
 
 from flax_rerank import checkpoint, convert
 from flax_rerank.convert.family import Family
+from flax_rerank.convert.load import family_of
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.dtypes import DTypes
 from flax_rerank.hub import HubError, local_folder
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
-from flax_rerank.params import ParameterSource, materialize
+from flax_rerank.convert.load import materialize, parameters_of
 from flax_rerank.settings import (
     SETTINGS,
     LightweightSettings,
@@ -63,7 +64,7 @@ class Spec:
     @property
     def family(self) -> Family:
         """How the checkpoint's names and config map to the model."""
-        return convert.family_of(self.hf)
+        return family_of(self.hf)
 
     def module(self, dtypes: DTypes) -> nnx.Module:
         """The model with parameters that have shapes and no values."""
@@ -85,28 +86,17 @@ class Spec:
             )
         return template
 
-    def weights(self, dtypes: DTypes) -> ParameterSource:
-        """The parameters in the checkpoint's files, matched with those of the model. None is read yet.
-
-        Raises:
-            FileNotFoundError: there are no weights.
-            CheckpointError: they do not fit the config; all reasons at once.
-        """
-        if self.folder is None:
-            raise FileNotFoundError(f"of {self.name} only the config is known; give a folder with its weights")
+    def load(self, dtypes: DTypes, shardings: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
         module = self.module(dtypes)
         if self.is_flax:
-            return checkpoint.open_params(self.folder, module)
-        return convert.open_checkpoint(self, module)
-
-    def load(self, dtypes: DTypes, shardings: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
-        """Read the parameters, by their dotted paths. Each device reads its part.
-
-        Raises:
-            As `weights`.
-        """
-        source = self.weights(dtypes)
-        return materialize(source, dtypes.stored, shardings)
+            from flax_rerank.checkpoint.params import StoredParams
+            stored = StoredParams(self.folder / "params")
+            loaded = materialize(module, shardings, lambda path, index: stored.read(path, dtypes.stored, index))
+        else:
+            loaded = convert.open_checkpoint(
+                self.folder, adapter=self.adapter, tokens=self.readout.tokens, dtypes=dtypes
+            ).load(dtypes.stored, lambda _: shardings)
+        return {path: param.get_value() for path, param in parameters_of(loaded).items()}
 
 
 class UnknownKindError(ValueError):
@@ -185,7 +175,7 @@ def describe(
     adapter = getattr(given, "peft_path", None)
     if adapter is not None and is_flax:
         raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
-    shape, readout = convert.family_of(hf).architecture(HFConfig(hf))
+    shape, readout = family_of(hf).architecture(HFConfig(hf))
     prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)
     if chosen is RerankerModelClass.DECODER_ONLY_BASE:
         readout = replace(readout, tokens=_answers(prompt_format, tokenizer))

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from flax_rerank.cli.loading import add_model_arguments, add_scoring_arguments, given_arguments, naming_options
+from flax_rerank.cli.loading import add_model_class, add_settings, given_settings, naming_options
 from flax_rerank.cli.score import AXES
 from flax_rerank.jobs.rows import Row
 from flax_rerank.jobs.sources import open_source
@@ -54,12 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot-lengths", nargs="+", type=int, default=[128, 256, 512], metavar="N", help="by default 128 256 512"
     )
-    add_model_arguments(parser)
-    group = parser.add_argument_group(
-        "options of the reranker", "Defaults are those of its class.", argument_default=argparse.SUPPRESS
-    )
-    group.add_argument("--batch-size", type=int, metavar="N", help="times max-length: tokens in a step at most")
-    add_scoring_arguments(group)
+    add_model_class(parser)
+    group = parser.add_argument_group("settings of the reranker", "The checkpoint or the class has the defaults.")
+    add_settings(group, lambda field: field.metadata["kept"] or field.name in ("batch_size", "dtype", "cache_dir"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     # Nothing of a plan runs on a device, and those of this machine may be at work.
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(args.topology)
-    model = find_model(args.model, getattr(args, "model_class", None), getattr(args, "cache_dir", None))
-    given = {name: value for name, value in given_arguments(args).items() if name not in NOT_PLANNED}
+    model = find_model(args.model, args.model_class, getattr(args, "cache_dir", None))
+    given = {name: value for name, value in given_settings(args).items() if name not in NOT_PLANNED}
     given.setdefault("dtype", "float32" if topology.chip is CPU else "bfloat16")
     workload = _workload(args)
     plan = _plan(args, model, topology, workload, given)
@@ -99,7 +96,7 @@ def _plan(
     **more: Any,
 ) -> Any:
     rules = None if args.replicate is None else ShardingRules(**dict.fromkeys(args.replicate))
-    with naming_options(args.model, given):
+    with naming_options(args.model):
         return make(model, topology, workload, mesh=args.mesh, rules=rules, price=args.price, **more, **given)
 
 

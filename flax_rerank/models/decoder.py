@@ -81,6 +81,12 @@ class DecoderConfig:
         if isinstance(self.rope_scaling, dict):
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
 
+    @property
+    def max_length(self) -> int | None:
+        """The longest input in tokens; None where the rotary base grows with the input."""
+        dynamic = self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
+        return None if dynamic else self.max_position_embeddings
+
 
 class Angles(NamedTuple):
     """Cosine and sine of the rotary angles, float32 [B or 1, L, 1, H / 2]."""

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from flax_rerank.batching import Planner, Step, Table, computed_tokens, max_step_tokens
-from flax_rerank.dtypes import DTypes, choose_dtypes
+from flax_rerank.dtypes import DTypes, choose_dtype
 from flax_rerank.rerankers.call import Call, resolve
 from flax_rerank.rerankers.prepared import Prepared, RerankOutput
 from flax_rerank.scoring import Scorer
@@ -75,7 +75,7 @@ class AbsReranker(ABC):
         self.settings = settings
         self.mesh = make_mesh(settings.devices, settings.mesh) if mesh is None else mesh
         self._platform = self.mesh.devices.flat[0].platform
-        self.dtypes = choose_dtypes(
+        self.dtypes = choose_dtype(
             settings.dtype, use_fp16=settings.use_fp16, use_bf16=settings.use_bf16, platform=self._platform
         )
         resolve(spec, settings)
