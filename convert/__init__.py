@@ -7,10 +7,8 @@ from flax_rerank.convert.load import (
     read_config,
     refuse_embedding_model,
 )
-from flax_rerank.convert.rules import CheckpointError
 
 __all__ = [
-    "CheckpointError",
     "TorchCheckpoint",
     "model_class_of",
     "open_checkpoint",

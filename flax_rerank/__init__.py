@@ -7,7 +7,7 @@ from flax_rerank.auto import (
     RerankerConfig,
     RerankerModelClass,
 )
-from flax_rerank.convert import CheckpointError
+from flax_rerank.params import CheckpointError
 from flax_rerank.rerankers import (
     AbsReranker,
     FlaxLLMReranker,

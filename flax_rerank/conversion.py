@@ -1,12 +1,12 @@
 """A PyTorch checkpoint to a Flax checkpoint, part by part: the model is never in memory."""
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from flax_rerank import checkpoint
 from flax_rerank.auto import RerankerModelClass, class_of
-from flax_rerank.checkpoint import Contents, Parameter
+from flax_rerank.checkpoint import Contents
 from flax_rerank.convert import TorchCheckpoint
-from flax_rerank.convert.rules import Index, Shape
+from flax_rerank.convert.rules import TensorSource
 from flax_rerank.dtypes import DTYPES
 from flax_rerank.rerankers import AbsReranker
 from flax_rerank.rerankers.arguments import scoring_arguments
@@ -86,14 +86,11 @@ def convert(
     checkpoint.refuse_existing(out, overwrite)
     reranker, opened = without_weights(source, model_class=model_class, dtype=dtype, **arguments)
     chosen = DTYPES[dtype] if dtype else opened.dtype()
-    params = {
-        path: Parameter(shape, chosen, partial(_parts, partial(opened.read, path, chosen), shape, chosen))
-        for path, shape in opened.shapes().items()
-    }
     contents = Contents(
         model_class=reranker.model_class,
         module=opened.module,
-        params=params,
+        params=opened,
+        dtype=chosen,
         tokenizer=reranker.tokenizer,
         scoring=scoring_arguments(reranker),
         source_config=opened.config,
@@ -126,7 +123,7 @@ def convert(
         folder=opened.folder,
         adapter=opened.adapter,
         reranker=type(reranker).__name__,
-        parameters=sum(param.nbytes for param in params.values()) // chosen.itemsize,
+        parameters=sum(map(math.prod, opened.shapes().values())),
         dtype=chosen,
         bytes=contents.nbytes,
         seconds=time.perf_counter() - started,
@@ -171,25 +168,11 @@ class _WithoutWeights(AbsReranker):
         return self.checkpoint.module
 
 
-def _parts(read: Callable[[Index], np.ndarray], shape: Shape, dtype: np.dtype) -> Iterator[tuple[Index, np.ndarray]]:
-    for index in checkpoint.part_indices(shape, dtype):
-        yield index, read(index)
-
-
-def _kept(opened: TorchCheckpoint) -> dict[str, Parameter]:
-    stored = opened.source.dtypes()
+def _kept(opened: TorchCheckpoint) -> dict[str, TensorSource]:
     tensors = opened.partly_used()
     if not tensors:
         logger.warning("%s has no head that would be left out: there is nothing to keep", opened.folder)
-
-    def read(name: str, index: Index) -> np.ndarray:
-        # With an adapter merged into it, it comes in float32.
-        return opened.source.read(name, index).astype(stored[name], copy=False)
-
-    return {
-        name: Parameter(shape, stored[name], partial(_parts, partial(read, name), shape, stored[name]))
-        for name, shape in tensors.items()
-    }
+    return dict.fromkeys(tensors, opened.source)
 
 
 def _describe(

@@ -1,6 +1,5 @@
 """What a folder is, and whether it would load; no weight is read and nothing is compiled."""
 
-import dataclasses
 import json
 import math
 import warnings
@@ -17,12 +16,12 @@ from flax_rerank import auto, checkpoint
 from flax_rerank.auto import RERANKER_CLASS_MAPPING, RerankerModelClass
 from flax_rerank.checkpoint.manifest import MANIFEST
 from flax_rerank.checkpoint.params import StoredParams
-from flax_rerank.convert.export import read_model_config
 from flax_rerank.convert.hf_config import HFConfig
-from flax_rerank.convert.load import family_of, model_class_of, parameters_of, read_config
-from flax_rerank.convert.rules import CheckpointError, Shape, assign
+from flax_rerank.convert.load import family_of, model_class_of, read_config
+from flax_rerank.convert.rules import assign
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.models import EncoderConfig
+from flax_rerank.params import CheckpointError, shape_faults, shapes_of
 from flax_rerank.sharding import host_device
 from flax_rerank.tokenizer import Tokenizer
 
@@ -123,7 +122,7 @@ def _inspect_torch(path: Path, hf: Mapping[str, Any], found: Inspection) -> None
             "files": [file.name for file in source.files],
         }
         if family is not None and config is not None:
-            params = _shapes_of(family.module, config)
+            params = shapes_of(nnx.eval_shape(lambda: family.module(config)))
             found.reasons += assign(tensors, params, family.rules(config, hf), family.ignored(config))[1]
     with found.noting("a tokenizer file"):
         Tokenizer.from_folder(path)
@@ -137,8 +136,8 @@ def _inspect_flax(path: Path, config: Mapping[str, Any], found: Inspection) -> N
     found.facts["class"] = RERANKER_CLASS_MAPPING[RerankerModelClass(config["model_class"])].__name__
     module = None
     with found.noting():
-        module = read_model_config(path, config)
-        found.facts |= _facts_of_config(module)
+        module = checkpoint.abstract_model(path, config)
+        found.facts |= _facts_of_config(module.config)
     with found.noting(f"{checkpoint.PARAMS}/"):
         stored = StoredParams(path / checkpoint.PARAMS)
         shapes, dtypes = stored.shapes(), stored.dtypes()
@@ -148,8 +147,7 @@ def _inspect_flax(path: Path, config: Mapping[str, Any], found: Inspection) -> N
             "bytes": sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()),
         }
         if module is not None:
-            wanted = _shapes_of(checkpoint.ARCHITECTURES[config["architecture"]][0], module)
-            found.reasons += _differences(shapes, wanted)
+            found.reasons += shape_faults(shapes, shapes_of(module), "parameter")
     found.facts |= {"whole_head_kept": (path / checkpoint.KEPT).is_file(), "scoring": config.get("scoring")}
     with found.noting(MANIFEST):
         if (path / MANIFEST).is_file():  # without it, a checkpoint loads all the same
@@ -214,22 +212,4 @@ class _WithoutWeights:
         if not checkpoint.is_flax_config(config):
             return self._open_torch(folder, cache_dir).module
         self.source_config = config["source_config"]
-        module, _ = checkpoint.ARCHITECTURES[config["architecture"]]
-        model_config = dataclasses.replace(read_model_config(folder, config), **self._config_overrides())
-        return nnx.eval_shape(lambda: module(model_config))
-
-
-def _shapes_of(module: type[nnx.Module], config: Any) -> dict[str, Shape]:
-    params = parameters_of(nnx.eval_shape(lambda: module(config)))
-    return {path: param.get_value().shape for path, param in params.items()}
-
-
-def _differences(stored: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
-    faults = [f"parameter {path} is missing" for path in wanted.keys() - stored.keys()]
-    faults += [f"parameter {path} is left over" for path in stored.keys() - wanted.keys()]
-    faults += [
-        f"parameter {path} has shape {list(shape)}, the config asks for {list(wanted[path])}"
-        for path, shape in stored.items()
-        if wanted.get(path, shape) != shape
-    ]
-    return sorted(faults)
+        return checkpoint.abstract_model(folder, config, **self._config_overrides())

@@ -13,10 +13,9 @@ import numpy as np
 from flax_rerank import checkpoint
 from flax_rerank.auto import FlaxAutoReranker
 from flax_rerank.checkpoint.params import StoredParams
-from flax_rerank.convert.export import read_model_config
+from flax_rerank.checkpoint.verify import check_tensors
 from flax_rerank.convert.load import family_of, read_config
-from flax_rerank.convert.rules import CheckpointError
-from flax_rerank.convert.verify import check_tensors
+from flax_rerank.params import CheckpointError
 from flax_rerank.sharding import Devices, host_device
 
 TOLERANCE = 1e-4  # of a score in float32, relative where it is above 1
@@ -126,7 +125,7 @@ def check_scores(
             return Check("scores", skipped=skipped)
         torch_scorer = score_with_transformers
     dtype = next(iter(params.dtypes().values()))
-    token = getattr(read_model_config(folder, config), "score_token", None)
+    token = getattr(checkpoint.abstract_model(folder, config).config, "score_token", None)
     scores, pairs = _score_with_flax(folder, host_device() if devices is None else devices)
     gc.collect()  # of the two models one at a time is in memory
     expected = torch_scorer(source, class_name, dtype, token, pairs)

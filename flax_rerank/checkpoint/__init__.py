@@ -18,24 +18,21 @@ from flax_rerank.checkpoint.folder import (
     require_known_format,
 )
 from flax_rerank.checkpoint.manifest import describe_source, file_hashes, read_manifest, read_source, verify_manifest
-from flax_rerank.checkpoint.params import Parameter, part_indices
-from flax_rerank.checkpoint.restore import ARCHITECTURES, load_model
+from flax_rerank.checkpoint.restore import abstract_model, load_model
 from flax_rerank.checkpoint.saving import Contents, save, write
 
 __all__ = [
-    "ARCHITECTURES",
     "FORMAT",
     "FORMAT_VERSION",
     "KEPT",
     "PARAMS",
     "Contents",
-    "Parameter",
+    "abstract_model",
     "describe_source",
     "file_hashes",
     "is_flax_config",
     "load_model",
     "new_folder",
-    "part_indices",
     "read_manifest",
     "read_source",
     "refuse_existing",

@@ -2,28 +2,28 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
 from flax_rerank.checkpoint.folder import FORMAT, FORMAT_VERSION, KEPT, PARAMS, new_folder, sync
 from flax_rerank.checkpoint.manifest import MANIFEST, file_hashes, files_in
-from flax_rerank.checkpoint.params import Parameter, write_params
-from flax_rerank.convert.load import parameters_of
-from flax_rerank.convert.rules import Index
-from flax_rerank.convert.torch_files import write_safetensors
+from flax_rerank.checkpoint.params import write_params
+from flax_rerank.convert.rules import TensorSource
+from flax_rerank.convert.torch_files import SafetensorsFiles, write_safetensors
+from flax_rerank.params import ModuleParameters, Parameters, parameters_of, stacked_in
 from flax_rerank.tokenizer import Tokenizer
 
 ROOM = 64 << 20  # on the disk, for what is beside the arrays
+PART_BYTES = 64 << 20  # of a kept tensor that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,30 @@ class Contents:
     Attributes:
         model_class: a `RerankerModelClass` value.
         module: the module, abstract or not.
-        params: its parameters, by their dotted paths; all of one dtype.
+        params: its parameters.
+        dtype: that they are written in.
         tokenizer: its files are copied.
         scoring: arguments of the reranker's class, which `FlaxAutoReranker.from_finetuned` gives to it.
         source_config: the config.json that the model was converted from.
-        kept: tensors of the source that are to be kept as they are, by their PyTorch names.
+        kept: tensors of the source that are kept as they are, by their PyTorch names, and where they are read.
     """
 
     model_class: str
     module: nnx.Module
-    params: Mapping[str, Parameter]
+    params: Parameters
+    dtype: np.dtype
     tokenizer: Tokenizer
     scoring: Mapping[str, Any]
     source_config: Mapping[str, Any]
-    kept: Mapping[str, Parameter] = field(default_factory=dict)
+    kept: Mapping[str, TensorSource] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Of all arrays."""
-        return sum(param.nbytes for param in itertools.chain(self.params.values(), self.kept.values()))
+        kept = (
+            math.prod(source.shapes()[name]) * source.dtypes()[name].itemsize for name, source in self.kept.items()
+        )
+        return sum(map(math.prod, self.params.shapes().values())) * self.dtype.itemsize + sum(kept)
 
 
 def save(
@@ -63,6 +68,7 @@ def save(
     scoring: Mapping[str, Any],
     source_config: Mapping[str, Any],
     source: Mapping[str, Any] | None,
+    kept: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the Flax checkpoint of a model in memory. The folder appears when it is complete, never before.
@@ -72,13 +78,28 @@ def save(
         model: any module of `flax_rerank.models`.
         model_class, tokenizer, scoring, source_config: as in `Contents`.
         source: what the manifest is to say about where the model came from, if that is known.
+        kept: the file of kept tensors of the Flax checkpoint that the model came from, if it has one. It may lie in
+            the folder that is replaced.
         overwrite: replace a Flax checkpoint that is there.
 
     Raises:
-        As `write`; ValueError: other processes have parts of the model.
+        As `write`; ValueError: other processes have parts of the model; CheckpointError: `kept` is damaged.
     """
-    params = {name: _in_memory(name, param.get_value()) for name, param in parameters_of(model).items()}
-    contents = Contents(model_class, model, params, tokenizer, scoring, source_config)
+    for name, param in parameters_of(model).items():
+        if not param.get_value().is_fully_addressable:
+            raise ValueError(f"other processes have parts of {name}: convert the source instead of saving the model")
+    params = ModuleParameters(model)
+    files = None if kept is None else SafetensorsFiles(kept.parent, [kept.name])
+    contents = Contents(
+        model_class,
+        model,
+        params,
+        next(iter(params.dtypes().values())),
+        tokenizer,
+        scoring,
+        source_config,
+        kept={} if files is None else dict.fromkeys(files.shapes(), files),
+    )
     write(path, contents, lambda: source, overwrite=overwrite)
 
 
@@ -115,16 +136,16 @@ def write(
     with new_folder(path, overwrite=overwrite, needed_bytes=contents.nbytes + ROOM) as folder:
         for file in contents.tokenizer.files:
             shutil.copyfile(file, folder / file.name)
-        write_params(folder / PARAMS, contents.params, on_bytes)
+        write_params(folder / PARAMS, contents.params, contents.dtype, stacked_in(contents.module), on_bytes)
         if contents.kept:
-            tensors = {name: (param.dtype, param.shape) for name, param in contents.kept.items()}
-            write_safetensors(folder / KEPT, tensors, _parts(contents.kept.values(), on_bytes))
+            tensors = {name: (files.dtypes()[name], files.shapes()[name]) for name, files in contents.kept.items()}
+            write_safetensors(folder / KEPT, tensors, _parts(contents.kept, on_bytes))
         text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
         hashes = file_hashes(files_in(folder), on_bytes)
         files = {file.relative_to(folder).as_posix(): digest for file, digest in hashes.items()}
         manifest = {
             "source": source(),
-            "dtype": next(iter(contents.params.values())).dtype.name,
+            "dtype": contents.dtype.name,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "converter": f"flax-rerank {_version()}",
             "files": files | {"config.json": hashlib.sha256(text).hexdigest()},
@@ -137,21 +158,13 @@ def write(
         sync(folder / "config.json")
 
 
-def _in_memory(name: str, array: jax.Array) -> Parameter:
-    if not array.is_fully_addressable:
-        raise ValueError(f"other processes have parts of {name}: convert the source instead of saving the model")
-
-    def parts() -> Iterator[tuple[Index, np.ndarray]]:
-        for shard in array.addressable_shards:
-            if shard.replica_id == 0:
-                yield shard.index, np.asarray(shard.data)
-
-    return Parameter(array.shape, np.dtype(array.dtype), parts)
-
-
-def _parts(params: Iterable[Parameter], on_bytes: Callable[[int], None]) -> Iterator[np.ndarray]:
-    for param in params:
-        for _, part in param.parts():
+def _parts(kept: Mapping[str, TensorSource], on_bytes: Callable[[int], None]) -> Iterator[np.ndarray]:
+    for name, source in kept.items():
+        shape, dtype = source.shapes()[name], source.dtypes()[name]
+        rows = max(1, PART_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
+        for start in range(0, shape[0], rows):
+            # With an adapter merged into it, it comes in float32.
+            part = source.read(name, (slice(start, start + rows),)).astype(dtype, copy=False)
             yield part
             on_bytes(part.nbytes)
 

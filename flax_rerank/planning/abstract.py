@@ -20,9 +20,10 @@ from flax_rerank import checkpoint, convert
 from flax_rerank.auto import class_of
 from flax_rerank.batching import Shape
 from flax_rerank.convert.hf_config import HFConfig
-from flax_rerank.convert.load import family_of, parameters_of
+from flax_rerank.convert.load import family_of
 from flax_rerank.hub import local_folder
 from flax_rerank.pairs import TokenizedPairs
+from flax_rerank.params import parameters_of
 from flax_rerank.planning.topology import Topology
 from flax_rerank.rerankers import AbsReranker
 from flax_rerank.rerankers.base import Call, Prepared

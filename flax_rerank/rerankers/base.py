@@ -14,10 +14,11 @@ from jax.sharding import NamedSharding
 
 from flax_rerank import checkpoint, convert
 from flax_rerank.batching import Planner, Shape, Step, Table, computed_tokens, max_step_tokens
-from flax_rerank.convert.export import ModelParameters, TorchTensors, export
 from flax_rerank.dtypes import choose_dtype
+from flax_rerank.export import TorchTensors, export
 from flax_rerank.hub import local_folder
 from flax_rerank.pairs import Instruction, Template, TokenizedPairs, as_pairs, tokenize
+from flax_rerank.params import ModuleParameters
 from flax_rerank.rerankers.arguments import scoring_arguments
 from flax_rerank.scoring import Scorer
 from flax_rerank.sharding import Devices, MeshShape, ShardingRules, make_mesh, parameter_shardings
@@ -275,7 +276,7 @@ class AbsReranker(ABC):
                 converted with --keep-head.
         """
         folder = Path(self.model_name_or_path).expanduser()
-        tensors = TorchTensors(ModelParameters(self.model), self.model.config, self.source_config, folder)
+        tensors = TorchTensors(ModuleParameters(self.model), self.model, self.source_config, folder)
         export(Path(path), tensors, self.source_config, self.tokenizer.files, overwrite=overwrite)
 
     @abstractmethod

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from flax_rerank import checkpoint
+from flax_rerank.checkpoint.folder import KEPT, PARAMS
 from flax_rerank.checkpoint.params import StoredParams
-from flax_rerank.convert.export import read_model_config
+from flax_rerank.checkpoint.restore import abstract_model
 from flax_rerank.convert.load import family_of, read_config
 from flax_rerank.convert.peft import merge_adapter
-from flax_rerank.convert.rules import CheckpointError, Row, TensorSource, assign
+from flax_rerank.convert.rules import Row, TensorSource, assign
 from flax_rerank.convert.torch_files import SafetensorsFiles, open_torch_files
+from flax_rerank.params import CheckpointError
 
 MOST_FAULTS = 10
 BLOCK = 1 << 20  # numbers that are compared at a time
@@ -50,12 +51,12 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
         FileNotFoundError, CheckpointError, ValueError: one of the checkpoints cannot be read.
     """
     hf, config = read_config(source), read_config(folder)
-    model_config = read_model_config(folder, config)
+    model_config = abstract_model(folder, config).config
     family = family_of(hf)
     tensors: TensorSource = open_torch_files(source)
     if adapter is not None:
         tensors = merge_adapter(tensors, adapter, family.ignored(model_config))
-    params = StoredParams(folder / checkpoint.PARAMS)
+    params = StoredParams(folder / PARAMS)
     rules, ignored = family.rules(model_config, hf), family.ignored(model_config)
     dtypes = params.dtypes()
     assignments, faults = assign(tensors.shapes(), params.shapes(), rules, ignored)
@@ -67,15 +68,15 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
         for path, items in assignments.items():
             for item in items:
                 transform = item.rule.transform
-                found = params.read(path, dtypes[path], item.rule.region(item.index))
+                found = params.read(path, dtypes[path], item.region)
                 if isinstance(transform, Row):
                     yield item.tensor, found, transform.read(tensors, item.tensor)
                 else:
                     yield item.tensor, transform.to_torch(found), tensors.read(item.tensor)
-        if (folder / checkpoint.KEPT).is_file():
-            kept = SafetensorsFiles(folder, [checkpoint.KEPT])
+        if (folder / KEPT).is_file():
+            kept = SafetensorsFiles(folder, [KEPT])
             for name in kept.shapes():
-                yield f"{name} in {checkpoint.KEPT}", kept.read(name), tensors.read(name)
+                yield f"{name} in {KEPT}", kept.read(name), tensors.read(name)
 
     count = size = 0
     largest = 0.0

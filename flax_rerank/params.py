@@ -1,0 +1,144 @@
+"""The parameters of a module, by their dotted paths: where they are read from, whether they fit, and where they go."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Sharding
+
+Shape = tuple[int, ...]
+Index = tuple[Any, ...]  # as in `array[index]`: an empty one is the whole array
+ALIGNMENT = 64
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot become the model it should be. `faults` lists every reason found."""
+
+    def __init__(self, source: object, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__(f"{source} cannot be loaded:\n" + "\n".join(f"  - {fault}" for fault in self.faults))
+
+
+class Parameters(Protocol):
+    """Parameters by their dotted paths, of which any part can be read: of a module, or of a checkpoint."""
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of every parameter."""
+        ...
+
+    def dtypes(self) -> Mapping[str, np.dtype]:
+        """The dtype of every parameter."""
+        ...
+
+    def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
+        """The part `index` of a parameter, cast to `dtype`."""
+        ...
+
+
+class ModuleParameters:
+    """The parameters of a module in memory. Only the part that is read comes to the host."""
+
+    def __init__(self, module: nnx.Module) -> None:
+        self._arrays = {path: param.get_value() for path, param in parameters_of(module).items()}
+
+    def shapes(self) -> Mapping[str, Shape]:
+        return {path: array.shape for path, array in self._arrays.items()}
+
+    def dtypes(self) -> Mapping[str, np.dtype]:
+        return {path: np.dtype(array.dtype) for path, array in self._arrays.items()}
+
+    def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
+        return np.asarray(self._arrays[path][index]).astype(dtype, copy=False)
+
+
+def parameters_of(module: nnx.Module) -> dict[str, nnx.Variable]:
+    """The parameters of a module, by their dotted paths."""
+    return _by_path(nnx.state(module))
+
+
+def shapes_of(module: nnx.Module) -> dict[str, Shape]:
+    """The shapes of the parameters of a module, abstract or not."""
+    return {path: param.get_value().shape for path, param in parameters_of(module).items()}
+
+
+def stacked_in(module: nnx.Module) -> set[str]:
+    """The paths of the parameters whose first axis counts layers."""
+    return {path for path, param in parameters_of(module).items() if param.get_metadata("axes")[0] == "layers"}
+
+
+def shape_faults(found: Mapping[str, Shape], wanted: Mapping[str, Shape], what: str) -> list[str]:
+    """Compare the arrays of a checkpoint with those that its model has.
+
+    Args:
+        found: names and shapes in the checkpoint.
+        wanted: names and shapes in the model.
+        what: they are, "tensor" or "parameter".
+
+    Returns:
+        A line for each one that is missing, left over or has another shape.
+    """
+    faults = [f"{what} {name} is missing" for name in wanted if name not in found]
+    for name, shape in found.items():
+        if name not in wanted:
+            faults.append(f"{what} {name} {list(shape)} is left over")
+        elif shape != wanted[name]:
+            faults.append(f"{what} {name} has shape {list(shape)}, the config asks for {list(wanted[name])}")
+    return faults
+
+
+def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An array whose numbers are not set, at an address that is a multiple of 64: the CPU backend of JAX takes such
+    arrays as they are, and copies all others."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def fill_module(module: nnx.Module, value: Callable[[str, nnx.Variable], jax.Array]) -> nnx.Module:
+    """An abstract module with its parameters.
+
+    Args:
+        module: from `nnx.eval_shape`.
+        value: makes a parameter, given its dotted path and the abstract one.
+    """
+    graphdef, state = nnx.split(module)
+    before: jax.Array | None = None
+    for path, param in _by_path(state).items():
+        param.set_value(value(path, param))
+        jax.block_until_ready(before)  # one parameter is on its way while the next is read, and no more
+        before = param.get_value()
+    return nnx.merge(graphdef, state)
+
+
+def materialize(
+    module: nnx.Module, shardings: Mapping[str, Sharding], read: Callable[[str, Index], np.ndarray]
+) -> nnx.Module:
+    """An abstract module with its parameters, of which each distinct part is read once and put onto all its devices.
+
+    Args:
+        module: from `nnx.eval_shape`.
+        shardings: where each parameter goes, by its dotted path.
+        read: gives the part of a parameter that an index (a slice for each axis) asks for.
+    """
+
+    def placed(path: str, param: nnx.Variable) -> jax.Array:
+        shape, sharding = param.get_value().shape, shardings[path]
+        devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
+            devices.setdefault(bounds, []).append(device)
+        arrays = []
+        for bounds, holders in devices.items():
+            part = read(path, tuple(slice(*bound) for bound in bounds))
+            arrays += [jax.device_put(part, device) for device in holders]
+        return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+    return fill_module(module, placed)
+
+
+def _by_path(state: nnx.State) -> dict[str, nnx.Variable]:
+    return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(state)}
