@@ -20,11 +20,11 @@ from flax_rerank.auto import class_of
 from flax_rerank.batching import Shape
 from flax_rerank.convert.load import architecture_with, family_of, parameters_of
 from flax_rerank.hub import local_folder
-from flax_rerank.text.pairs import TokenizedPairs
 from flax_rerank.planning.topology import Topology
 from flax_rerank.rerankers import AbsReranker
 from flax_rerank.rerankers.base import Call, Prepared
 from flax_rerank.sharding import ShardingRules, parameter_shardings
+from flax_rerank.text.pairs import TokenizedPairs
 from flax_rerank.text.tokenizer import Tokenizer
 
 PUBLISHED = files("flax_rerank") / "published_configs.json"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flax_rerank.text.pairs import Template, TokenizedPairs, tokenize
 from flax_rerank.planning.abstract import WeightlessReranker
+from flax_rerank.text.pairs import Template, TokenizedPairs, tokenize
 from flax_rerank.text.tokenizer import Tokenizer
 
 # Jobs are scored in shards of so many rows, and the table of shapes is fitted to a shard.
