@@ -86,8 +86,8 @@ class Spec:
         positions = self.config.max_length
         if positions is not None and template.max_tokens > positions:
             raise ValueError(
-                f"max_length {settings.max_length} makes inputs of up to {template.max_tokens} tokens with all that is "
-                f"put around query and passage; the model has {positions} positions"
+                f"max_length {settings.max_length} makes inputs of up to {template.max_tokens} tokens with all "
+                f"that is put around query and passage; the model has {positions} positions"
             )
         return template
 
