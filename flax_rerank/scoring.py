@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from flax_rerank.batching import Shape, Step
+from flax_rerank.out_of_memory import is_out_of_memory
 from flax_rerank.pairs import TokenizedPairs
 from flax_rerank.sharding import DATA, over_data, replicated, spans_processes
 
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 4
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 Options = tuple[tuple[str, Any], ...]
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -160,7 +160,7 @@ class Scorer:
     def _halve(self, step: Step, error: jax.errors.JaxRuntimeError) -> list[Step]:
         """The two halves of a step that did not fit into memory; any other error is raised."""
         # Processes that share a mesh run the same steps: one of them cannot cut its own.
-        if OUT_OF_MEMORY not in str(error) or self._spans_processes:
+        if not is_out_of_memory(error) or self._spans_processes:
             raise error
         if step.shape.rows <= self.row_multiple:
             raise MemoryError(

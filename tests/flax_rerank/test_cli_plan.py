@@ -25,7 +25,7 @@ def test_a_plan_in_words(capsys):
 
 def test_prompts_are_near_without_a_tokenizer(capsys):
     assert main(["plan", "bge-reranker-v2-gemma", "--topology", "h100:8"]) == 0
-    assert "note: no tokenizer is here" in capsys.readouterr().out
+    assert "note: the tokenizer is not here" in capsys.readouterr().out
 
 
 def test_a_plan_for_machines(capsys, tmp_path):
