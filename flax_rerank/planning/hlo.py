@@ -14,11 +14,10 @@ BITS = {
 
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)(\(.*)")
-OPERAND = re.compile(r"%([\w.\-]+)")
+NAME = re.compile(r"%([\w.\-]+)")
 ARRAY = re.compile(r"(\w+)\[([\d,<=\s]*)\](?:\{([^{}]*)\})?")
 CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
-BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-TWO_BRANCHES = re.compile(r"\b(?:true_computation|false_computation)=%?([\w.\-]+)")
+BRANCHES = re.compile(r"(?:branch_computations=\{[^}]*\}|(?:true|false)_computation=%[\w.\-]+)")
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -65,10 +64,7 @@ class Instruction:
     @property
     def branches(self) -> tuple[str, ...]:
         """The computations that a conditional chooses from."""
-        found = BRANCHES.search(self.attributes)
-        if found:
-            return tuple(name.strip().lstrip("%") for name in found[1].split(","))
-        return tuple(TWO_BRANCHES.findall(self.attributes))
+        return tuple(NAME.findall("".join(BRANCHES.findall(self.attributes))))
 
 
 @dataclass
@@ -86,9 +82,8 @@ class Computation:
     def users(self) -> dict[str, list[Instruction]]:
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for each in self.instructions.values():
-            for operand in dict.fromkeys(each.operands):
-                if operand in users:
-                    users[operand].append(each)
+            for operand in users.keys() & each.operands:
+                users[operand].append(each)
         return users
 
     @property
@@ -178,7 +173,7 @@ def _instruction(line: str) -> Instruction:
     end = _closing(rest)
     inside = rest[1 : end - 1]
     # A parameter has its number instead of operands, a constant its value.
-    operands = (inside,) if opcode in ("parameter", "constant") else tuple(OPERAND.findall(inside))
+    operands = (inside,) if opcode in ("parameter", "constant") else tuple(NAME.findall(inside))
     arrays = tuple(
         Array(dtype, tuple(int(size.strip().removeprefix("<=")) for size in dims.split(",") if size), _space(layout))
         for dtype, dims, layout in ARRAY.findall(result)

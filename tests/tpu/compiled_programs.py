@@ -68,11 +68,11 @@ def _products(
 
 
 def _kernel(call, operands, causal):
-    """Attention: queries, keys and values are its operands with four axes, [B, N or K, L, H]. A window is not seen."""
+    """Attention, of which the queries, [B, N, L, H], are the first operand that is not made of integers. No window."""
     if "tpu_custom_call" not in call.attributes:
         return 0
-    batch, heads, length, size = next(operand.dims for operand in operands if len(operand.dims) == 4)
-    return 4.0 * batch * heads * size * kernel_scores(length, causal, 0)
+    *rows, length, size = next(operand.dims for operand in operands if operand.dtype in ("bf16", "f32"))
+    return 4.0 * math.prod(rows) * size * kernel_scores(length, causal, 0)
 
 
 def _dot(dot, operands, causal):

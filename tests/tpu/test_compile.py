@@ -195,5 +195,7 @@ def test_chips_with_two_cores_are_one_device(topology):
 
 @pytest.mark.parametrize(("topology", "nearest"), [("v5e:3x3", "v5e:2x4"), ("v5p:1x1x1", "v5p:2x2x1")])
 def test_a_slice_that_libtpu_does_not_know(topology, nearest):
-    with pytest.raises(ValueError, match=rf"libtpu knows no topology '{topology}'.* the nearest one is {nearest}"):
+    with pytest.raises(
+        ValueError, match=rf"libtpu makes no topology '{topology}'.* the nearest common slice is {nearest}"
+    ):
         find_topology(topology)
