@@ -18,6 +18,7 @@ from flax_rerank.batching import Shape, Step
 from flax_rerank.dtypes import DTypes
 from flax_rerank.models.compression import Compression
 from flax_rerank.models.readout import Readout
+from flax_rerank.out_of_memory import is_out_of_memory
 from flax_rerank.sharding import DATA, over_data, replicated, spans_processes
 from flax_rerank.text.pairs import TokenizedPairs
 
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 IN_FLIGHT = 4
 # A server runs for months: of its programs those that were not used for longest are forgotten.
 MOST_PROGRAMS = 128
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 Params = Mapping[str, jax.Array]
 Static = tuple[Readout, Compression | None]
@@ -195,7 +195,7 @@ class Scorer:
     def _halve(self, step: Step, error: jax.errors.JaxRuntimeError) -> list[Step]:
         """The two halves of a step that did not fit into memory; any other error is raised."""
         # Processes that share a mesh run the same steps: one of them cannot cut its own.
-        if OUT_OF_MEMORY not in str(error) or self._spans_processes:
+        if not is_out_of_memory(error) or self._spans_processes:
             raise error
         if step.shape.rows <= self.row_multiple:
             raise MemoryError(

@@ -44,6 +44,18 @@ class ShardingRules:
 DEFAULT_RULES = ShardingRules()
 
 
+class MeshError(ValueError):
+    """A mesh that cannot be: it is written wrongly, takes another number of devices, or does not suit the model.
+
+    Attributes:
+        axis: the logical axis of the parameters that does not divide over the mesh; None if that is not the reason.
+    """
+
+    def __init__(self, message: str, axis: str | None = None) -> None:
+        super().__init__(message)
+        self.axis = axis
+
+
 def find_devices(devices: Devices = None) -> list[jax.Device]:
     """JAX devices of what a caller names them by.
 
@@ -85,7 +97,8 @@ def make_mesh(devices: Devices = None, shape: MeshShape = None) -> Mesh:
             all devices that are left. None puts all devices on "data". Or a ready mesh with these two axes.
 
     Raises:
-        ValueError: a shape that is none, or that takes more or fewer devices than there are.
+        MeshError: the shape is not of this form, or takes more or fewer devices than exist.
+        ValueError: devices that do not exist, or that a ready mesh has already.
     """
     if isinstance(shape, Mesh):
         if devices is not None:
@@ -100,7 +113,7 @@ def make_mesh(devices: Devices = None, shape: MeshShape = None) -> Mesh:
         chosen = jax.devices()
     data = sizes.get(DATA, max(len(chosen) // model, 1))
     if data * model != len(chosen):
-        raise ValueError(
+        raise MeshError(
             f"mesh data={data},model={model} takes {data * model} devices; there are {len(chosen)} "
             f"({', '.join(map(str, chosen[:4]))}{', ...' if len(chosen) > 4 else ''})"
         )
@@ -118,8 +131,8 @@ def parameter_shardings(module: nnx.Module, mesh: Mesh, rules: ShardingRules) ->
         rules: logical axes to mesh axes.
 
     Raises:
-        ValueError: a mesh axis that there is not, one that two axes of a parameter are to be split over, or a
-            dimension that does not divide; by name.
+        MeshError: a dimension does not divide over its mesh axis.
+        ValueError: the mesh does not have an axis of the rules, or they split two axes of a parameter over one.
     """
     targets = {axis: _target(axis, module.config, mesh, rules) for axis in SIZES}
     shardings = {}
@@ -163,9 +176,10 @@ def _target(axis: str, config: Any, mesh: Mesh, rules: ShardingRules) -> str | N
     if axis == "kv_heads":
         return None
     divisors = [count for count in range(1, parts) if size % count == 0 and mesh.size % count == 0]
-    raise ValueError(
+    raise MeshError(
         f"{field} is {size}, which does not divide over {target}={parts}: take {target}={divisors[-1]}, or replicate "
-        f"it (sharding_rules=ShardingRules({axis}=None), --replicate {axis})"
+        f"it (sharding_rules=ShardingRules({axis}=None), --replicate {axis})",
+        axis,
     )
 
 
@@ -176,10 +190,10 @@ def _parse(shape: str | Mapping[str, int] | None) -> dict[str, int]:
             pairs = [part.split("=") for part in text.split(",")]
             shape = {axis.strip(): int(size) for axis, size in pairs}
         except ValueError as error:
-            raise ValueError(f"mesh {text!r} is not of the form data=4,model=2") from error
+            raise MeshError(f"mesh {text!r} is not of the form data=4,model=2") from error
     sizes = dict(shape or {})
     if not set(sizes) <= {DATA, MODEL} or any(size < 1 for size in sizes.values()):
-        raise ValueError(f"mesh {shape!r}: the axes are {DATA} and {MODEL}, each at least 1, as in data=4,model=2")
+        raise MeshError(f"mesh {shape!r}: the axes are {DATA} and {MODEL}, each at least 1, as in data=4,model=2")
     return sizes
 
 

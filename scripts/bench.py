@@ -27,7 +27,7 @@ from typing import Any
 from benchmark.models import PUBLISHED, make_model
 from benchmark.protocol import Worker
 from benchmark.report import as_markdown, largest_difference, plot, summarize
-from benchmark.workloads import Pair, bulk_pairs, interactive_calls, model_flops, read_pairs
+from benchmark.workloads import Pair, bulk_pairs, interactive_calls, read_pairs
 
 WORKLOADS = ("interactive", "bulk", "cold")
 WARM_UP_PAIRS = 8
@@ -59,7 +59,6 @@ class Bench:
         setting: dict[str, Any] = {"arguments": self._init, "options": self._options}
         with self._ours() as ours:
             setting["ours"] = ours.ask("describe")
-        self._config = setting["ours"].pop("source_config")
         self._class = setting["ours"]["class"].replace("Flax", "Flag")
         workloads: dict[str, Any] = {}
         if "cold" in self._args.workloads:  # first, while all memory is free
@@ -111,9 +110,8 @@ class Bench:
             alone = self._workers["ours"].ask("device_alone", pairs=call, options=self._options["ours"])
             host_shares.append(max(0.0, 1 - alone["seconds"] / answers["ours"]["seconds"]))
             answers["ours"]["device_alone_seconds"] = alone["seconds"]
-            flops = model_flops(self._config, self._init, alone["tokens"], alone["passage_tokens"])
             for side, answer in answers.items():
-                rounds[side].append(answer | {"tokens": sum(alone["tokens"]), "flops": flops})
+                rounds[side].append(answer | {name: alone[name] for name in ("tokens", "flops")})
         summary = summarize(rounds, len(calls[0]))
         for side, worker in self._workers.items():
             summary[side] = worker.ask("memory") | summary[side]

@@ -1,4 +1,4 @@
-"""Say on which mesh of a topology a model scores a job, how fast at most and at what price; no TPU is needed."""
+"""Find the mesh of a topology on which a model scores a job fastest, bound its speed, and give the price. Needs no TPU."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from flax_rerank.planning.topology import CPU, Topology, find_topology
 from flax_rerank.planning.workload import SHARD_ROWS, Workload, longest, of_lengths, of_sample
 from flax_rerank.sharding import ShardingRules
 
-# These say nothing about a step.
+# These do not change a step.
 NOT_PLANNED = ("devices", "cache_dir", "peft_path", "normalize", "model_class")
 
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicate", nargs="+", choices=AXES, metavar="AXIS", help=f"do not split: {', '.join(AXES)}"
     )
-    job = parser.add_argument_group("job", "By default all pairs are as long as --max-length lets them be.")
+    job = parser.add_argument_group("job", "By default all pairs have the greatest length that --max-length allows.")
     job.add_argument("--pairs", type=_count, metavar="N", help="to score, as in 100e6")
     lengths = job.add_mutually_exclusive_group()
     lengths.add_argument(
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan. The exit code is 0 if the model fits, 1 if not.
 
     Raises:
-        ValueError: an unknown topology, a mesh or options that cannot be.
-        ImportError: no libtpu for a TPU topology, no matplotlib for a plot.
-        OSError: files that cannot be read.
+        ValueError: an unknown topology, or an impossible mesh or option.
+        ImportError: libtpu, for a TPU topology, or matplotlib, for a plot, is not installed.
+        OSError: a file cannot be read.
     """
-    # Nothing of a plan runs on a device, and those of this machine may be at work.
+    # Planning runs nothing on a device, and this machine's may be busy.
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(args.topology)
     model = find_model(args.model, args.model_class, getattr(args, "cache_dir", None))
@@ -119,12 +119,12 @@ def _count(text: str) -> int:
     except (ValueError, OverflowError):
         count = 0
     if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1, as in 100e6")
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1, as in 100e6")
     return count
 
 
 def _price(text: str) -> float:
     price = float(text)
     if not 0 <= price < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no price")
+        raise argparse.ArgumentTypeError(f"{text} is not a price")
     return price

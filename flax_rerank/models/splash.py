@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from flax_rerank.sharding import DATA, MODEL
@@ -28,12 +27,12 @@ def splash_attention(
     softcap: float | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Attend on one device from every position to those that are visible from it.
+    """Attend on one device from every position to the positions that it may see.
 
     Args:
         query: [B, L, N, H].
         key, value: [B, L, K, H], K dividing N.
-        lengths: int32 [B]; positions from there on are seen by none. None where all may be seen.
+        lengths: int32 [B]; no position sees those from there on. None if all may be seen.
         causal: no position sees a later one.
         window: how many positions back each sees, itself included, if causal; 0 for all.
         scale: factor of the scores.
@@ -79,15 +78,9 @@ def splash_attention(
         interpret=interpret,
     )
     scaled = (query.astype(jnp.float32) * scale).astype(query.dtype)
-    # XLA cannot look into the kernel; what it does is written beside it, for whoever counts.
-    seen = mask_blocks(padded // block, causal, -(-(window + block - 1) // block) if 0 < window < length else 0)
-    flops = 4 * query.size // length * seen * block**2
-    # Where there are several blocks, each head reads the keys and values of each again, also those it shares.
-    again = 2 * query.nbytes // length * block * seen - key.nbytes - value.nbytes if padded > block else 0
-    with set_xla_metadata(kernel_flops=str(flops), kernel_reads_again=str(again)):
-        mixed = jax.vmap(kernel, in_axes=(0, 0, 0, None if segments is None else 0))(
-            arrange(scaled), arrange(key), arrange(value), segments
-        )
+    mixed = jax.vmap(kernel, in_axes=(0, 0, 0, None if segments is None else 0))(
+        arrange(scaled), arrange(key), arrange(value), segments
+    )
     return mixed.transpose(0, 2, 1, 3)[:, :length]
 
 
@@ -97,9 +90,21 @@ def block_size(length: int) -> int:
     return padded if padded <= ONE_BLOCK else min(BLOCKS, key=lambda block: (-(-length // block) * block, -block))
 
 
-def mask_blocks(blocks: int, causal: bool, window: int) -> int:
-    """How many blocks of a head's scores are computed, of `blocks` squared; `window` in blocks, 0 for none."""
-    return sum(min(row + 1, window or blocks) for row in range(blocks)) if causal else blocks**2
+def kernel_scores(length: int, causal: bool, window: int) -> int:
+    """Attention scores that the kernel computes for each head: blocks of which some are visible, as a whole."""
+    block = block_size(length)
+    blocks = -(-length // block)
+    if not causal:
+        return (blocks * block) ** 2
+    most = -(-(window + block - 1) // block) if 0 < window < length else blocks
+    return block**2 * sum(min(row + 1, most) for row in range(blocks))
+
+
+def keys_read_again(length: int, heads: int, kv_heads: int, causal: bool, window: int) -> int:
+    """Keys that the kernel reads for a row beyond each of them once. With several blocks, each head reads those that
+    each of its blocks sees, also where heads share them."""
+    block = block_size(length)
+    return heads * kernel_scores(length, causal, window) // block - kv_heads * length if length > block else 0
 
 
 def splash_attention_on(

@@ -13,10 +13,11 @@ BITS = {
 }  # fmt: skip
 
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+INSTRUCTION = re.compile(r"(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)(\(.*)")
+NAME = re.compile(r"%([\w.\-]+)")
 ARRAY = re.compile(r"(\w+)\[([\d,<=\s]*)\](?:\{([^{}]*)\})?")
-CALLED = re.compile(r"\b(calls|to_apply|body|condition|async_execution_thread)=%?([\w.\-]+)")
-BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-TWO_BRANCHES = re.compile(r"\b(?:true_computation|false_computation)=%?([\w.\-]+)")
+CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
+BRANCHES = re.compile(r"(?:branch_computations=\{[^}]*\}|(?:true|false)_computation=%[\w.\-]+)")
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -63,10 +64,7 @@ class Instruction:
     @property
     def branches(self) -> tuple[str, ...]:
         """The computations that a conditional chooses from."""
-        found = BRANCHES.search(self.attributes)
-        if found:
-            return tuple(name.strip().lstrip("%") for name in found[1].split(","))
-        return tuple(TWO_BRANCHES.findall(self.attributes))
+        return tuple(NAME.findall("".join(BRANCHES.findall(self.attributes))))
 
 
 @dataclass
@@ -84,9 +82,8 @@ class Computation:
     def users(self) -> dict[str, list[Instruction]]:
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for each in self.instructions.values():
-            for operand in dict.fromkeys(each.operands):
-                if operand in users:
-                    users[operand].append(each)
+            for operand in users.keys() & each.operands:
+                users[operand].append(each)
         return users
 
     @property
@@ -138,7 +135,7 @@ class Program:
         condition = self.computations[loop.calls("condition")]
         compare = condition.root
         if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
-            raise ValueError(f"the trips of {loop.name} cannot be told from its condition {compare.opcode}")
+            raise ValueError(f"the trips of {loop.name} are not known: its condition is a {compare.opcode}")
         bounds = []
         for operand in compare.operands:
             found = condition.follow(operand, "copy", "bitcast")
@@ -147,7 +144,7 @@ class Program:
                 carry = computation.follow(loop.operands[0], "copy")
                 found = computation.follow(carry.operands[index], "copy", "bitcast", "copy-done", "copy-start")
             if found.opcode != "constant":
-                raise ValueError(f"the trips of {loop.name} cannot be told: a bound of it is a {found.opcode}")
+                raise ValueError(f"the trips of {loop.name} are not known: a bound of it is a {found.opcode}")
             bounds.append(int(found.operands[0]))
         return bounds[1] - bounds[0]
 
@@ -172,22 +169,17 @@ def parse(text: str) -> Program:
 
 
 def _instruction(line: str) -> Instruction:
-    is_root = line.startswith("ROOT ")
-    name, _, rest = line.removeprefix("ROOT ").partition(" = ")
-    end = _closing(rest) if rest.startswith("(") else rest.index(" ")
-    opcode, _, _ = rest[end:].strip().partition("(")
-    start = rest.index(opcode + "(", end) + len(opcode)
-    close = start + _closing(rest[start:])
-    inside = re.sub(r"/\*.*?\*/", "", rest[start + 1 : close - 1])
-    operands = tuple(part.split()[-1].lstrip("%") for part in _split(inside)) if inside.strip() else ()
-    result = tuple(
-        Array(dtype, _dims(dims), _space(layout)) for dtype, dims, layout in ARRAY.findall(rest[:end]) if dtype in BITS
+    is_root, name, result, opcode, rest = INSTRUCTION.fullmatch(line).groups()
+    end = _closing(rest)
+    inside = rest[1 : end - 1]
+    # A parameter has its number instead of operands, a constant its value.
+    operands = (inside,) if opcode in ("parameter", "constant") else tuple(NAME.findall(inside))
+    arrays = tuple(
+        Array(dtype, tuple(int(size.strip().removeprefix("<=")) for size in dims.split(",") if size), _space(layout))
+        for dtype, dims, layout in ARRAY.findall(result)
+        if dtype in BITS
     )
-    return Instruction(name.lstrip("%"), result, opcode, operands, rest[close:], is_root)
-
-
-def _dims(text: str) -> tuple[int, ...]:
-    return tuple(int(dim.strip().removeprefix("<=")) for dim in text.split(",") if dim.strip())
+    return Instruction(name, arrays, opcode, operands, rest[end:], is_root is not None)
 
 
 def _space(layout: str) -> int:
@@ -198,19 +190,8 @@ def _space(layout: str) -> int:
 def _closing(text: str) -> int:
     """The position after the parenthesis that closes the one `text` starts with."""
     depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
+    for found in re.finditer(r"[()]", text):
+        depth += 1 if found[0] == "(" else -1
         if depth == 0:
-            return position + 1
-    raise ValueError(f"a parenthesis is not closed: {text[:80]}")
-
-
-def _split(text: str) -> list[str]:
-    """At the commas outside of brackets."""
-    parts, depth, start = [], 0, 0
-    for position, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            parts.append(text[start:position])
-            start = position + 1
-    return [part for part in (*parts, text[start:]) if part.strip()]
+            return found.end()
+    raise ValueError(f"this parenthesis is never closed: {text[:80]}")

@@ -6,34 +6,35 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from flax_rerank.batching import Shape
+import numpy as np
+
+from flax_rerank.batching import Shape, Step
 from flax_rerank.planning.abstract import Model, WeightlessReranker, weightless_reranker
 from flax_rerank.planning.chips import GIB
 from flax_rerank.planning.step import DoesNotFit, StepPlan, plan_step
 from flax_rerank.planning.topology import Topology, larger_slices
 from flax_rerank.planning.workload import Workload
 from flax_rerank.rerankers import FlaxReranker
-from flax_rerank.sharding import DATA, ShardingRules
+from flax_rerank.sharding import DATA, MODEL, MeshError, ShardingRules
 
-# Of meshes within this factor the one with fewer collectives is taken: the roofline hides them behind other work.
+# The mesh with fewer collectives is taken from those within this factor: the roofline hides them behind other work.
 ABOUT_AS_FAST = 1.05
-# Shapes of a smaller share of the work are not compiled, unless they are the longest.
+# A shape with a smaller share of the work is not compiled, unless it is the longest.
 SHARE = 0.01
-# How many larger slices are looked at for a model that does not fit: up to eight or sixteen times the chips.
+# How many larger slices are tried for a model that does not fit: up to eight or sixteen times the chips.
 LARGER = 3
 
 
 @dataclass(frozen=True)
 class MeshPlan:
-    """What came of one mesh.
+    """What was found for one mesh.
 
     Attributes:
         mesh: as "data=2,model=4".
         notes: what was decided on the way.
-        refused: why it cannot be, or is not the best; empty for the best.
+        refused: why the mesh is impossible or not the best; empty for the best.
         steps: each shape's step, and how often it runs for each pair.
         parameter_bytes: on each device.
-        budget: tokens that a step may have, once a larger one did not fit; None before.
     """
 
     mesh: str
@@ -41,16 +42,15 @@ class MeshPlan:
     refused: str = ""
     steps: Mapping[Shape, tuple[StepPlan, float]] = field(default_factory=dict)
     parameter_bytes: int = 0
-    budget: int | None = None
 
     @property
     def seconds_per_pair(self) -> float:
-        """The least time, by the roofline of each step."""
+        """A lower bound, by the roofline of each step."""
         return sum(times * step.roofline.seconds for step, times in self.steps.values())
 
     @property
     def pairs_per_second(self) -> float:
-        """At most; 0 where nothing is known of the machine."""
+        """An upper bound; 0 if the machine's speed is not known."""
         return 1 / self.seconds_per_pair if self.seconds_per_pair else 0.0
 
     @property
@@ -67,9 +67,9 @@ class Plan:
     """What was found for a model on a topology.
 
     Attributes:
-        best: None where the model fits no mesh.
-        others: the meshes that were tried besides, each with the reason why it is not the best.
-        price: of a chip for an hour; None where nobody said.
+        best: None if the model fits no mesh.
+        others: the other meshes, each with the reason why it is not the best.
+        price: of a chip for an hour, if it was given.
     """
 
     model: str
@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Of the job; None where its size or the machine's speed is not known."""
+        """Of the job; None if its size or the machine's speed is not known."""
         if self.best is None or not self.workload.pairs or not self.best.pairs_per_second:
             return None
         return self.workload.pairs / self.best.pairs_per_second / 3600
@@ -110,59 +110,50 @@ def make_plan(
     Args:
         mesh: the only one to try, as "data=2,model=4".
         rules: which axes of the parameters are split; by default all that divide, and the vocabulary is replicated
-            where it does not.
+            if it does not divide.
         price: of a chip for an hour.
-        compile_all: also meshes that cannot be faster.
+        compile_all: also compile for meshes that cannot be faster.
         arguments: of the reranker's class.
 
     Raises:
-        ValueError: `mesh` cannot be, with the nearest that can; and as the reranker's class.
+        MeshError: `mesh` is impossible; the message names those that are possible.
+        ValueError: as the reranker's class.
     """
-    meshes = [mesh] if mesh is not None else sensible_meshes(topology)
-    tried: list[MeshPlan] = []
-    rerankers: dict[str, WeightlessReranker] = {}
+    trials: list[_Trial] = []
+    impossible: list[MeshPlan] = []
     unbeatable = ""
-    for candidate in meshes:
+    for candidate in [mesh] if mesh is not None else sensible_meshes(topology):
         try:
             reranker, notes = _make(model, topology, candidate, rules, arguments)
-        except ValueError as error:
-            if len(meshes) == 1 and mesh is not None and ("divide" in str(error) or str(error).startswith("mesh ")):
-                raise ValueError(
-                    f"{error}. Meshes of {topology.name}: {'; '.join(sensible_meshes(topology))}"
-                ) from error
-            if len(meshes) == 1:
-                raise
-            tried.append(MeshPlan(candidate, refused=str(error)))
+        except MeshError as error:
+            if mesh is not None:
+                known = "; ".join(sensible_meshes(topology))
+                raise MeshError(f"{error}. Meshes of {topology.name}: {known}") from error
+            impossible.append(MeshPlan(candidate, refused=str(error)))
             continue
-        rerankers[candidate] = reranker
+        trial = _Trial(reranker, topology, workload, candidate, notes)
+        trials.append(trial)
         if unbeatable:
-            tried.append(
-                MeshPlan(candidate, notes, f"not compiled: {unbeatable}", parameter_bytes=reranker.parameter_bytes)
-            )
-            continue
-        found = _try(reranker, topology, workload, candidate, notes, only_main=len(meshes) > 1)
-        tried.append(found)
-        unbeatable = "" if compile_all else _unbeatable(found)
-    if not rerankers:
-        # Nothing is wrong with the meshes alone: the arguments are at fault.
-        raise ValueError(tried[0].refused)
+            trial.refuse(f"not compiled: {unbeatable}")
+        else:
+            trial.run(only_main=mesh is None)
+            unbeatable = "" if compile_all else _unbeatable(trial.found)
     best = None
-    while best is None and any(not each.refused for each in tried):
-        chosen = _fastest(tried)
-        whole = _try(rerankers[chosen.mesh], topology, workload, chosen.mesh, chosen.notes, known=chosen)
-        tried = [whole if each is chosen else each for each in tried]
-        best = None if whole.refused else whole
-    others = tuple(
-        each if each.refused else replace(each, refused=_slower(each, best)) for each in tried if each is not best
-    )
-    return Plan(model.name, topology, next(iter(rerankers.values())).dtype.name, workload, best, others, price)
+    while best is None and any(not each.found.refused for each in trials):
+        fastest = _fastest(trials)
+        fastest.run()
+        best = None if fastest.found.refused else fastest.found
+    others = [each.found for each in trials if each.found is not best]
+    others = [each if each.refused else replace(each, refused=_slower(each, best)) for each in others]
+    dtype = trials[0].reranker.dtype.name
+    return Plan(model.name, topology, dtype, workload, best, (*others, *impossible), price)
 
 
 def nearest_that_fits(
     model: Model, topology: Topology, workload: Workload, *, mesh: str | None = None, **arguments: Any
 ) -> Plan | None:
-    """The plan for what is nearest to a topology (and mesh) that a model does not fit: another mesh of it, else the
-    smallest larger slice; None where there is no such. Arguments are those of `make_plan`."""
+    """The plan that is nearest to a topology (and mesh) which a model does not fit: another mesh of the topology, else
+    the smallest larger slice; None if the model fits none of these. Arguments are those of `make_plan`."""
     for candidate in (*([topology] if mesh is not None else []), *islice(larger_slices(topology), LARGER)):
         plan = make_plan(model, candidate, workload, **arguments)
         if plan.best is not None:
@@ -180,115 +171,119 @@ def sensible_meshes(topology: Topology) -> list[str]:
     return [f"data={count // part},model={part}" if part > 1 else f"data={count}" for part in parts]
 
 
-def smaller_steps(shape: Shape, multiple: int) -> Shape | None:
-    """The shape into whose steps scoring cuts one that does not fit; None where there is none smaller."""
-    rows = -(-shape.rows // (2 * multiple)) * multiple
-    return Shape(rows, shape.length) if rows < shape.rows else None
+class _Trial:
+    """One mesh, and what is known of it so far (`found`)."""
+
+    def __init__(
+        self, reranker: WeightlessReranker, topology: Topology, workload: Workload, mesh: str, notes: Sequence[str]
+    ) -> None:
+        self.reranker = reranker
+        self.found = MeshPlan(mesh, tuple(notes), parameter_bytes=reranker.parameter_bytes)
+        self._topology = topology
+        self._workload = workload
+        self._compiled: dict[Shape, StepPlan] = {}
+        self._budget: int | None = None
+
+    def refuse(self, reason: str) -> None:
+        self.found = replace(self.found, refused=reason, steps={})
+
+    def run(self, *, only_main: bool = False) -> None:
+        """Compile the job's shapes, or only the one with most of the work, which then stands for all."""
+        needed, memory = self.found.parameter_bytes, self._topology.chip.memory
+        if needed > memory:
+            self.refuse(f"its parameters take {needed / GIB:.2f} GiB of a device's {memory / GIB:.2f} GiB")
+            return
+        shard = self._workload.shard(self.reranker)
+        prepared = self.reranker.plan(shard)
+        options = prepared.call.options(shard, [shape.length for shape in prepared.table])
+        steps: dict[Shape, tuple[StepPlan, float]] = {}
+        for shape, times in _shapes_of(prepared.steps, only_main).items():
+            try:
+                step = self._fit(shape, options(shape.length))
+            except DoesNotFit as error:
+                self.refuse(str(error))
+                return
+            per_pair = times / len(shard) * shape.rows / step.shape.rows
+            _, already = steps.get(step.shape, (step, 0.0))
+            steps[step.shape] = step, already + per_pair
+        self.found = replace(self.found, steps=steps)
+
+    def _fit(self, shape: Shape, options: Mapping[str, Any]) -> StepPlan:
+        """The step of a shape, cut into smaller ones until it fits, as scoring does."""
+        multiple = self.reranker.mesh.shape[DATA]
+        while shape not in self._compiled:
+            smaller = Step(np.zeros(0, np.int64), shape).halves(multiple)[0].shape
+            divisible = shape.rows > multiple
+            if divisible and self._budget is not None and shape.tokens > self._budget:
+                shape = smaller
+                continue
+            try:
+                self._compiled[shape] = plan_step(self.reranker, self._topology, shape, options)
+            except DoesNotFit as error:
+                if not divisible:
+                    raise
+                note = f"{error}: cut into steps of {smaller.rows} rows, as scoring does"
+                self.found = replace(self.found, notes=(*self.found.notes, note))
+                self._budget = shape.tokens // 2
+                shape = smaller
+        return self._compiled[shape]
 
 
 def _make(
     model: Model, topology: Topology, mesh: str, rules: ShardingRules | None, arguments: Mapping[str, Any]
-) -> tuple[WeightlessReranker, tuple[str, ...]]:
-    if topology.chip.platform == "gpu" and _parts(mesh) > 1:
-        raise ValueError(
-            f"GPUs are planned by roofline alone, which does not know what collectives cost: take "
-            f"data={len(topology.devices)} instead of {mesh}"
-        )
+) -> tuple[WeightlessReranker, list[str]]:
     notes = []
     if not (model.has_tokenizer or issubclass(model.kind, FlaxReranker)):
-        notes.append("no tokenizer is here: prompts are counted by words, a few tokens too short or too long")
+        notes.append("the tokenizer is not here: prompts are counted by words, a few tokens too short or too long")
     if topology.hosts > 1:
         notes.append(f"{mesh} is over {topology.hosts} hosts; without --mesh each host scores shards of its own")
     try:
         reranker = weightless_reranker(model, topology, mesh, rules or ShardingRules(), **arguments)
-    except ValueError as error:
-        if rules is not None or not str(error).startswith("vocab_size"):
+    except MeshError as error:
+        if rules is not None or error.axis != "vocab":
             raise
         reranker = weightless_reranker(model, topology, mesh, ShardingRules(vocab=None), **arguments)
         size = reranker.model.config.vocab_size
         notes.append(f"the vocabulary of {size} does not divide over {mesh}: replicated (--replicate vocab)")
-    return reranker, tuple(notes)
+    if topology.chip.platform == "gpu" and reranker.mesh.shape[MODEL] > 1:
+        raise MeshError(
+            f"GPUs are planned by roofline alone, which does not know what collectives cost: take "
+            f"data={len(topology.devices)} instead of {mesh}"
+        )
+    return reranker, notes
 
 
-def _try(
-    reranker: WeightlessReranker,
-    topology: Topology,
-    workload: Workload,
-    mesh: str,
-    notes: Sequence[str],
-    *,
-    only_main: bool = False,
-    known: MeshPlan | None = None,
-) -> MeshPlan:
-    """Compile the job's shapes on one mesh, or only that with most of the work (whose step then stands for all)."""
-    memory = topology.chip.memory
-    parameter_bytes = reranker.parameter_bytes
-    result = MeshPlan(mesh, tuple(notes), parameter_bytes=parameter_bytes)
-    if parameter_bytes > memory:
-        refused = f"its parameters take {parameter_bytes / GIB:.2f} GiB of a device's {memory / GIB:.2f} GiB"
-        return replace(result, refused=refused)
-    shard = workload.shard(reranker)
-    prepared = reranker.plan(shard)
-    options = prepared.call.options(shard, [shape.length for shape in prepared.table])
-    counts = Counter(step.shape for step in prepared.steps)
+def _shapes_of(steps: Sequence[Step], only_main: bool) -> dict[Shape, float]:
+    """The shapes to compile, and how many steps of each there are. The shapes that are left out count as more steps of
+    these: those with little of the work, but for the longest, or all but the one with most of it."""
+    counts = Counter(step.shape for step in steps)
     work = {shape: times * shape.tokens for shape, times in counts.items()}
     total = sum(work.values())
-    main = max(work, key=lambda shape: work[shape])
-    longest = max(counts, key=lambda shape: (shape.length, shape.rows))
+    main, longest = max(work, key=lambda shape: work[shape]), max(counts, key=lambda shape: (shape.length, shape.rows))
     chosen = [main] if only_main else [shape for shape in sorted(counts) if work[shape] >= SHARE * total]
-    chosen += [] if only_main or longest in chosen or longest.length == main.length else [longest]
+    if not only_main and longest.length > max(shape.length for shape in chosen):
+        chosen.append(longest)
     scale = total / sum(work[shape] for shape in chosen)
-    compiled = {} if known is None else {step.shape: step for step, _ in known.steps.values()}
-    budget = None if known is None else known.budget
-    steps: dict[Shape, tuple[StepPlan, float]] = {}
-    notes = list(notes)
-    for shape in chosen:
-        times, fitted = scale * counts[shape] / len(shard), shape
-        while fitted not in compiled:
-            smaller = smaller_steps(fitted, reranker.mesh.shape[DATA])
-            if budget is None or fitted.tokens <= budget or smaller is None:
-                try:
-                    compiled[fitted] = plan_step(reranker, topology, fitted, options(fitted.length))
-                    break
-                except DoesNotFit as error:
-                    needed = "more than" if error.needed is None else f"{error.needed / GIB:.2f} GiB of"
-                    reason = (
-                        f"a step of {fitted.rows} x {fitted.length} takes {needed} a device's {memory / GIB:.2f} GiB"
-                    )
-                if smaller is None:
-                    return replace(result, notes=tuple(notes), refused=reason)
-                notes.append(f"{reason}: cut into steps of {smaller.rows} rows, as scoring does")
-                budget = fitted.tokens // 2
-            times *= fitted.rows / smaller.rows
-            fitted = smaller
-        steps[fitted] = (compiled[fitted], times + steps[fitted][1] if fitted in steps else times)
-    return replace(result, notes=tuple(notes), steps=steps, budget=budget)
+    return {shape: scale * counts[shape] for shape in chosen}
 
 
-def _parts(mesh: str) -> int:
-    found = [part.partition("=")[2] for part in mesh.split(",") if part.startswith("model=")]
-    return int(found[0]) if found and found[0].isdecimal() else 1
-
-
-def _fastest(tried: Sequence[MeshPlan]) -> MeshPlan:
+def _fastest(trials: Sequence[_Trial]) -> _Trial:
     """Of the meshes that are about as fast as the fastest, the one that splits the model least."""
-    fitting = [each for each in tried if not each.refused]
-    least = min(each.seconds_per_pair for each in fitting)
-    return next(each for each in fitting if each.seconds_per_pair <= ABOUT_AS_FAST * least)
+    fitting = [each for each in trials if not each.found.refused]
+    least = min(each.found.seconds_per_pair for each in fitting)
+    return next(each for each in fitting if each.found.seconds_per_pair <= ABOUT_AS_FAST * least)
 
 
 def _unbeatable(mesh: MeshPlan) -> str:
-    """Why no mesh that splits the model further can be faster than this one; empty where it may be."""
+    """Why no mesh that splits the model further can be faster than this one; empty if one may be."""
     if mesh.refused:
         return ""
     if not mesh.pairs_per_second:
-        return f"nothing is known of the speed, and {mesh.mesh} fits"
-    return (
-        f"{mesh.mesh} is bound by matrix products, and here each device has as many" if mesh.bound == "matrix" else ""
-    )
+        return f"the machine's speed is not known, and {mesh.mesh} fits"
+    return f"matrix products bound {mesh.mesh}, and each device has as many here" if mesh.bound == "matrix" else ""
 
 
 def _slower(mesh: MeshPlan, best: MeshPlan | None) -> str:
     if best is None or not best.pairs_per_second:
-        return "the model is split further than it need be"
-    return f"at most {mesh.pairs_per_second:,.0f} pairs/s, bound by {mesh.bound}, and the model is split further"
+        return "splits the model further than necessary"
+    return f"at most {mesh.pairs_per_second:,.0f} pairs/s, bound by {mesh.bound}, and splits the model further"

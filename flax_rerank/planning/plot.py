@@ -7,20 +7,20 @@ from flax_rerank.planning.plan import Plan
 
 
 def plot_speeds(plans: Mapping[int, Plan], path: Path) -> None:
-    """Draw the bound on pairs a second of each mesh over the longest length of the pairs.
+    """Draw the upper bound of each mesh on pairs a second over the length of the pairs.
 
     Args:
-        plans: by that length.
+        plans: for each length, the plan of a job with pairs of this length.
         path: the picture, .png, .svg or .pdf.
 
     Raises:
-        ImportError: without matplotlib.
-        ValueError: nothing to draw, or a name that does not say the kind of picture.
+        ImportError: matplotlib is not installed.
+        ValueError: the model fits no mesh, or the suffix of `path` is not that of a picture.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("a plot takes matplotlib: pip install 'flax-rerank[plot]'") from error
+        raise ImportError("a plot needs matplotlib: pip install 'flax-rerank[plot]'") from error
     speeds: dict[str, dict[int, float]] = {}
     for length, plan in plans.items():
         for each in (plan.best, *plan.others):

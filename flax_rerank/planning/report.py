@@ -1,4 +1,4 @@
-"""A plan in words, and for machines."""
+"""A plan as text, and as JSON."""
 
 import math
 from typing import Any
@@ -15,8 +15,8 @@ COLUMNS = (
 
 
 def as_text(plan: Plan, nearest: Plan | None = None) -> str:
-    """A table of the shapes, one of the meshes, and what the job takes; for a model that does not fit, what is nearest
-    to what was asked for."""
+    """The steps of each shape, the other meshes, and what the job takes; for a model that does not fit, the nearest
+    slice that it fits."""
     topology = plan.topology
     lines = [f"{plan.model} in {plan.dtype} on {topology.name}: {topology.chips} chips, {plan.workload.describe}"]
     if plan.best is None:
@@ -32,11 +32,11 @@ def as_text(plan: Plan, nearest: Plan | None = None) -> str:
             f"  {each.mesh}: {'; '.join((each.refused, *(note for note in each.notes if note not in notes)))}"
         )
     if nearest is not None:
-        lines += ["", f"The nearest that it fits: {nearest.topology.name} with {nearest.best.mesh}."]
+        lines += ["", f"It fits {nearest.topology.name} with {nearest.best.mesh}, the nearest that was found."]
     elif plan.best is None:
         lines += [
             "",
-            "It fits no larger slice that was tried either: take a chip with more memory, or shorter inputs.",
+            "It fits none of the larger slices that were tried: take a chip with more memory, or shorter inputs.",
         ]
     if plan.best is not None and plan.best.pairs_per_second:
         lines += ["", "The job:", "", *_job(plan)]
@@ -44,7 +44,7 @@ def as_text(plan: Plan, nearest: Plan | None = None) -> str:
 
 
 def as_dict(plan: Plan, nearest: Plan | None = None) -> dict[str, Any]:
-    """All figures, for JSON. Bytes and operations are those of a device in a step; seconds the least that can be."""
+    """All figures, for JSON. Bytes and operations are those of one device in one step; seconds are lower bounds."""
     topology = plan.topology
     return {
         "model": plan.model,
@@ -123,7 +123,7 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _job(plan: Plan) -> list[str]:
-    """What the job takes at least."""
+    """A lower bound of what the job takes."""
     best, chips = plan.best, plan.topology.chips
     rows = {"pairs/s at most": f"{best.pairs_per_second:,.0f}", "bound by": best.bound}
     if plan.hours is not None:

@@ -1,15 +1,34 @@
-"""How long a step takes at least (Williams et al., 2009)."""
+"""The least time of a step (Williams et al., 2009)."""
 
 from dataclasses import dataclass
 
-from flax_rerank.planning.analysis import Counts
+from flax_rerank.planning.analysis import Collective
 from flax_rerank.planning.topology import Topology
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What one device does in one step.
+
+    Attributes:
+        flops: operations of matrix products.
+        bytes: read from and written to the device's main memory.
+        collectives: what it exchanges with other devices.
+    """
+
+    flops: float
+    bytes: float
+    collectives: tuple[Collective, ...] = ()
+
+    @property
+    def sent_bytes(self) -> float:
+        return sum(each.sent_bytes for each in self.collectives)
+
+
+@dataclass(frozen=True)
 class Roofline:
-    """Seconds that a step takes at the peak of each part of the machine; they work at the same time, so that the
-    largest is a bound. Element-wise work, launches and what the parts wait for each other come on top."""
+    """Seconds of a step at the peak of each part of the machine. The parts work at the same time, so the largest is a
+    lower bound: element-wise work, launches and waiting come on top."""
 
     matrix: float
     memory: float

@@ -3,33 +3,36 @@
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from flax_rerank.batching import Shape
+from flax_rerank.models.attention import SPLASH_FROM
+from flax_rerank.models.splash import kernel_scores, keys_read_again
+from flax_rerank.operations import Sizes, all_scores, count_work, passes, sizes_of
+from flax_rerank.out_of_memory import is_out_of_memory
 from flax_rerank.planning import hlo
 from flax_rerank.planning.abstract import WeightlessReranker
-from flax_rerank.planning.analysis import Counts, count
-from flax_rerank.planning.roofline import Roofline, roofline
+from flax_rerank.planning.analysis import bytes_moved, collectives_of
+from flax_rerank.planning.chips import GIB
+from flax_rerank.planning.roofline import Counts, Roofline, roofline
 from flax_rerank.planning.topology import Topology
-from flax_rerank.planning.traced import count_traced
-from flax_rerank.scoring import OUT_OF_MEMORY
+from flax_rerank.sharding import DATA, ShardingRules
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+SCORE_BYTES = 4  # attention scores are float32 until they are normalised
 
 
 class DoesNotFit(Exception):
-    """A step takes more memory than a device has.
+    """A step takes more memory than a device has."""
 
-    Attributes:
-        needed: bytes, as far as the compiler says; None where it does not.
-    """
-
-    def __init__(self, needed: float | None) -> None:
-        super().__init__(needed)
-        self.needed = needed
+    def __init__(self, shape: Shape, needed: float | None, available: float) -> None:
+        takes = "more than" if needed is None else f"{needed / GIB:.2f} GiB of"
+        step = f"a step of {shape.rows} x {shape.length}"
+        super().__init__(f"{step} takes {takes} a device's {available / GIB:.2f} GiB")
 
 
 @dataclass(frozen=True)
@@ -50,62 +53,97 @@ class StepPlan:
     """What one step takes.
 
     Attributes:
-        memory: None where nothing was compiled.
-        compile_seconds: None where nothing was compiled.
-        text: the compiled program; empty where nothing was compiled.
+        memory, compile_seconds, compiled: None for a GPU.
     """
 
     shape: Shape
-    memory: Memory | None
     counts: Counts
     roofline: Roofline
-    compile_seconds: float | None
-    text: str
+    memory: Memory | None = None
+    compile_seconds: float | None = None
+    compiled: jax.stages.Compiled | None = None
 
     @property
     def pairs_per_second(self) -> float:
-        """With all rows filled."""
+        """With all rows filled; 0 if the machine's speed is not known."""
         return self.shape.rows / self.roofline.seconds if self.roofline.seconds else 0.0
 
 
 def plan_step(reranker: WeightlessReranker, topology: Topology, shape: Shape, options: Mapping[str, Any]) -> StepPlan:
-    """Compile a step for a topology and count what it does. For GPUs it is only traced.
+    """Compile a step for a topology and count what it does. For GPUs nothing is compiled.
 
     Args:
         reranker: on a mesh of the topology's devices.
         options: keyword arguments of the model.
 
     Raises:
-        DoesNotFit: its memory is more than a device's.
+        DoesNotFit: the step takes more memory than a device has.
     """
-    traced = reranker.trace(shape, options)
-    bits = reranker.dtype.itemsize * 8
-    if topology.chip.platform == "gpu":
-        counts = count_traced(traced.jaxpr, len(topology.devices))
-        return StepPlan(shape, None, counts, roofline(counts, topology, bits), None, "")
-    lowered = traced.lower()
+    platform, itemsize = topology.chip.platform, reranker.dtype.itemsize
+    sizes = sizes_on_a_device(sizes_of(reranker.model.config), reranker.mesh, reranker.sharding_rules)
+    rows = shape.rows // reranker.mesh.shape[DATA]
+    layers = options["layers"][-1] if "layers" in options else None
+    run = (sizes, shape.length, layers, options.get("compressed", ()))
+    work = count_work(*run, count_scores=scores_on_tpu if platform == "tpu" else all_scores)
+    flops = rows * work.operations
+    if platform == "gpu":
+        moved = itemsize * (work.weights + rows * (work.activations + work.scores)) + SCORE_BYTES * rows * work.scores
+        counts = Counts(flops, moved)
+        return StepPlan(shape, counts, roofline(counts, topology, 8 * itemsize))
     start = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if OUT_OF_MEMORY not in str(error):
-            raise
-        raise DoesNotFit(_needed(str(error))) from error
+    compiled, memory = _compile(reranker.trace(shape, options), shape, topology.chip.memory)
     seconds = time.perf_counter() - start
-    analysis = compiled.memory_analysis()
-    memory = Memory(
-        analysis.argument_size_in_bytes,
-        analysis.temp_size_in_bytes,
-        analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+    program = hlo.parse(compiled.as_text())
+    moved = bytes_moved(program)
+    if platform == "tpu":
+        again = (
+            keys_read_again(each.length, sizes.heads, sizes.kv_heads, sizes.causal, each.window)
+            for each in passes(*run)
+            if each.outputs > 1
+        )
+        moved += 2 * rows * sum(again) * sizes.head_dim * itemsize  # keys, and as many values
+    counts = Counts(flops, moved, collectives_of(program))
+    return StepPlan(shape, counts, roofline(counts, topology, 8 * itemsize), memory, seconds, compiled)
+
+
+def scores_on_tpu(length: int, causal: bool, window: int) -> int:
+    """Attention scores that each head computes on a TPU."""
+    return (kernel_scores if length >= SPLASH_FROM else all_scores)(length, causal, window)
+
+
+def sizes_on_a_device(sizes: Sizes, mesh: Mesh, rules: ShardingRules) -> Sizes:
+    """The part of a layer that each device of a mesh computes."""
+
+    def part(size: int, mesh_axis: str | None) -> int:
+        parts = 1 if mesh_axis is None else mesh.shape[mesh_axis]
+        return size // parts if size % parts == 0 else size  # key/value heads that do not divide are replicated
+
+    return replace(
+        sizes,
+        hidden=part(sizes.hidden, rules.embed),
+        heads=part(sizes.heads, rules.heads),
+        kv_heads=part(sizes.kv_heads, rules.kv_heads),
+        intermediate=part(sizes.intermediate, rules.mlp),
     )
-    if memory.total > topology.chip.memory:
-        raise DoesNotFit(memory.total)
-    text = compiled.as_text()
-    counts = count(hlo.parse(text))
-    return StepPlan(shape, memory, counts, roofline(counts, topology, bits), seconds, text)
 
 
-def _needed(message: str) -> float | None:
+def _compile(traced: jax.stages.Traced, shape: Shape, available: float) -> tuple[jax.stages.Compiled, Memory]:
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DoesNotFit(shape, bytes_needed(str(error)), available) from error
+    analysis = compiled.memory_analysis()
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    memory = Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes, results)
+    if memory.total > available:
+        raise DoesNotFit(shape, memory.total, available)
+    return compiled, memory
+
+
+def bytes_needed(message: str) -> float | None:
+    """Bytes that a program needs, where the compiler's message says so."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", message) or re.search(
         r"temporaries \(([\d.]+)([KMGT]?)\)", message
     )

@@ -1,4 +1,4 @@
-"""The devices of a topology by its name, whether they are there or not."""
+"""The devices of a topology by its name, whether this machine has them or not."""
 
 import importlib.util
 import math
@@ -32,9 +32,9 @@ class Topology:
     """Devices to plan for.
 
     Attributes:
-        name: as it was asked for.
-        devices: for a TPU devices that programs can be compiled for, though they are not there. For a GPU devices of
-            the CPU that stand for them: nothing can be compiled.
+        name: as in "v5e:2x4".
+        devices: for a TPU, devices that programs can be compiled for without having them. For a GPU, devices of the
+            CPU in their place: nothing is compiled for them.
     """
 
     name: str
@@ -59,21 +59,21 @@ class Topology:
 
 
 def find_topology(name: str) -> Topology:
-    """The topology called `name`. For a TPU, libtpu's variables in the environment are set where they are not, and the
-    process keeps no compiled programs on disk from then on.
+    """The topology called `name`. For a TPU, this sets libtpu's environment variables that are not set, and turns the
+    compile cache of the process off.
 
     Args:
         name: a chip and how many of them: "v5e:2x4" (the layout of a TPU slice), "h100:8", "cpu:8".
 
     Raises:
-        ValueError: no such chip, or no such layout of it.
-        ImportError: a TPU topology without libtpu.
+        ValueError: the chip or its layout is not known.
+        ImportError: libtpu, which a TPU topology needs, is not installed.
     """
     chip_name, _, layout = name.partition(":")
     chip = CPU if chip_name == CPU.name else CHIPS.get(chip_name)
     if chip is None:
         raise ValueError(
-            f"topology {name!r}: {chip_name!r} is none of the known chips: {', '.join(CHIPS)}; as in v5e:2x4 or h100:8"
+            f"topology {name!r}: {chip_name!r} is not a known chip ({', '.join(CHIPS)}); write v5e:2x4 or h100:8"
         )
     if chip.platform != "tpu":
         if not layout.isdecimal() or int(layout) < 1:
@@ -95,16 +95,16 @@ def larger_slices(topology: Topology) -> Iterator[Topology]:
 def _tpu_devices(name: str, chip: str, layout: str) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
-            f"compiling for {name} takes libtpu, though no TPU: pip install 'flax-rerank[tpu]' (Linux). Without it "
-            "there are GPUs, by roofline alone (h100:8)"
+            f"compiling for {name} needs libtpu, but no TPU: pip install 'flax-rerank[tpu]' (Linux). Plans for GPUs "
+            "(h100:8) do not need it"
         )
     from jax.experimental import topologies
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-    # Programs for devices that are not there cannot be read back from a cache.
+    # A program for devices that this machine does not have cannot be read back from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     reset_cache()
-    # libtpu would ask a server which TPU it is on, complain that there is none, and keep others from using it.
+    # Otherwise libtpu asks a server which TPU it is on, complains, and locks out other processes.
     for setting, value in LIBTPU_SETTINGS.items():
         os.environ.setdefault(setting, value)
     settings: dict[str, Any] = {}
@@ -115,11 +115,10 @@ def _tpu_devices(name: str, chip: str, layout: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **settings).devices
     except jax.errors.JaxRuntimeError as error:
-        if "INVALID_ARGUMENT" not in str(error):
-            raise
+        reason, _, _ = str(error).partition("\n")
         nearest = _nearest_slice(chip, _chips(layout))
         raise ValueError(
-            f"libtpu knows no topology {name!r} ({_first_line(error)}); the nearest one is {chip}:{nearest}"
+            f"libtpu makes no topology {name!r} ({reason}); the nearest common slice is {chip}:{nearest}"
         ) from error
 
 
@@ -132,16 +131,12 @@ def _chips(layout: str) -> int:
 
 
 def _stand_ins(count: int) -> Sequence[jax.Device]:
-    with suppress(RuntimeError):  # JAX has started: it has the devices it has
+    with suppress(RuntimeError):  # JAX has started already
         jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise ValueError(
-            f"{count} devices are asked for, and this process has made only {len(devices)}: plan for them before JAX "
-            f"starts, or for cpu:{len(devices)}"
+            f"{count} devices are needed, and JAX has started with {len(devices)} in this process: call find_topology "
+            f"before JAX is used, or plan for cpu:{len(devices)}"
         )
     return devices[:count]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -21,8 +21,8 @@ class Workload:
     """Pairs to score.
 
     Attributes:
-        pairs: how many there are in the job; None where nobody said.
-        describe: what their lengths are, in words.
+        pairs: how many the job has; None if not known.
+        describe: their lengths, in words.
         shard: makes one shard of them for a reranker.
     """
 
@@ -32,26 +32,26 @@ class Workload:
 
 
 def longest(pairs: int | None) -> Workload:
-    """Pairs that are all as long as `max_length` lets them be."""
+    """Pairs that all have the greatest length that `max_length` allows."""
 
     def shard(reranker: WeightlessReranker) -> TokenizedPairs:
         template = reranker.resolve().template
         return _pairs_of(np.full(_rows(pairs), template.max_tokens), 16, template, reranker.tokenizer)
 
-    return Workload(pairs, "all pairs as long as can be", shard)
+    return Workload(pairs, "all pairs of the greatest length", shard)
 
 
 def of_lengths(path: Path, pairs: int | None, query_tokens: int) -> Workload:
     """Pairs with the lengths in tokens that a JSON file holds: a list of them, or an object from length to count.
-    Longer ones than can be are cut.
+    Longer ones than `max_length` allows are cut.
 
     Args:
         pairs: of the job; None for as many as in the file.
         query_tokens: of each pair's query.
 
     Raises:
-        ValueError: a file of another form.
-        OSError: it cannot be read.
+        ValueError: the file has another form.
+        OSError: the file cannot be read.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def of_sample(path: Path, sample: list[tuple[str, str]], pairs: int | None) -> W
     def shard(reranker: WeightlessReranker) -> TokenizedPairs:
         if not reranker.source.has_tokenizer:
             raise ValueError(
-                f"a sample takes the model's tokenizer, and of {reranker.source.name} only config.json is here: give "
+                f"a sample needs the model's tokenizer, and only the config of {reranker.source.name} is known: give "
                 "its folder, or the lengths of the pairs (--lengths)"
             )
         tokenized = tokenize(
@@ -110,7 +110,7 @@ def _rows(pairs: int | None) -> int:
 
 
 def _pairs_of(lengths: np.ndarray, query_tokens: int, template: Template, tokenizer: Tokenizer) -> TokenizedPairs:
-    """Pairs of these lengths, with all around them; no texts."""
+    """Pairs without texts whose lengths, with all that is around query and passage, are these."""
     rest = np.maximum(lengths - template.special_tokens, 0).astype(np.int32)
     query = np.minimum(rest, query_tokens).astype(np.int32)
     index = np.arange(len(lengths))

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from benchmark.protocol import peak_memory, product_rate, serve
@@ -43,7 +44,6 @@ class Ours:
             "threads": len(os.sched_getaffinity(0)),
             "devices": [device.device_kind for device in self._reranker.mesh.devices.flat],
             "versions": {"flax_rerank": flax_rerank.__version__, "jax": jax.__version__},
-            "source_config": self._reranker.source_config,
         }
 
     def score(self, pairs: list[list[str]], options: dict[str, Any]) -> dict[str, Any]:
@@ -65,8 +65,8 @@ class Ours:
         }
 
     def device_alone(self, pairs: list[list[str]], options: dict[str, Any]) -> dict[str, Any]:
-        """Seconds of the same steps when everything that the host does for them is done before, and the lengths of
-        the pairs and of their passages."""
+        """Seconds of the same steps when everything that the host does for them is done before; the pairs' tokens, and
+        the operations that their scores need: without padding, and without what is computed twice."""
         import jax
 
         from flax_rerank.scoring import make_batch
@@ -79,8 +79,11 @@ class Ours:
         jax.block_until_ready([scorer._dispatch(*batch) for batch in batches])
         return {
             "seconds": time.perf_counter() - start,
-            "tokens": prepared.tokens.tolist(),
-            "passage_tokens": prepared.pairs.passage_lengths.tolist(),
+            "tokens": int(prepared.tokens.sum()),
+            "flops": sum(
+                pair_operations(self._reranker.model.config, batches[0][1], length, passage)
+                for length, passage in zip(prepared.tokens, prepared.pairs.passage_lengths, strict=True)
+            ),
         }
 
     def product(self, size: int) -> dict[str, Any]:
@@ -97,6 +100,21 @@ class Ours:
     def memory(self) -> dict[str, Any]:
         stats = self._reranker.mesh.devices.flat[0].memory_stats() or {}
         return {"peak_bytes": peak_memory(), "device_peak_bytes": stats.get("peak_bytes_in_use")}
+
+
+def pair_operations(config: Any, options: Mapping[str, Any], length: int, passage: int) -> int:
+    """Operations that a score needs.
+
+    Args:
+        config: of the architecture.
+        options: what the reranker gives to the model beside the pairs.
+        length, passage: tokens of the pair and of its passage.
+    """
+    from flax_rerank.operations import compress_pair, count_work, sizes_of
+
+    at = [layer for layer, _ in options.get("compressed", ())]
+    compressed = compress_pair(int(length), int(passage), at, options.get("ratio", 1))
+    return count_work(sizes_of(config), int(length), options.get("layers", (None,))[-1], compressed).operations
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ MODEL = str(CASES / "encoder-xlmr")
 def test_a_plan_in_words(capsys):
     assert main(["plan", "bge-reranker-v2-m3", "--topology", "h100:8", "--pairs", "100e6", "--price", "2.5"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("bge-reranker-v2-m3 in bfloat16 on h100:8: 8 chips, all pairs as long as can be\n")
+    assert out.startswith("bge-reranker-v2-m3 in bfloat16 on h100:8: 8 chips, all pairs of the greatest length\n")
     assert "Best mesh: data=8" in out
     names, figures = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[-2:])
     job = dict(zip(names, figures, strict=True))
@@ -25,7 +25,7 @@ def test_a_plan_in_words(capsys):
 
 def test_prompts_are_near_without_a_tokenizer(capsys):
     assert main(["plan", "bge-reranker-v2-gemma", "--topology", "h100:8"]) == 0
-    assert "note: no tokenizer is here" in capsys.readouterr().out
+    assert "note: the tokenizer is not here" in capsys.readouterr().out
 
 
 def test_a_plan_for_machines(capsys, tmp_path):
@@ -46,7 +46,7 @@ def test_a_plan_for_machines(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--topology", "v9:1"], "'v9' is none of the known chips"),
+        (["--topology", "v9:1"], "'v9' is not a known chip"),
         (["--topology", "h100:8", "--mesh", "data=2,model=4"], "take data=8"),
         (["--topology", "h100:8", "--cutoff-layers", "28"], "--cutoff-layers is no option for"),
         (["--topology", "h100:8", "--max-length", "9000"], "max_length is 9000, the model has 512 positions"),

@@ -4,18 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from flax_rerank.operations import count_work, sizes_of
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import bench  # noqa: E402
 from benchmark.models import PUBLISHED, scale_layers  # noqa: E402
+from benchmark.ours import pair_operations  # noqa: E402
 from benchmark.protocol import Worker, WorkerStopped  # noqa: E402
 from benchmark.report import as_markdown, largest_difference, plot, summarize  # noqa: E402
-from benchmark.workloads import bulk_pairs, interactive_calls, model_flops, read_pairs  # noqa: E402
+from benchmark.workloads import bulk_pairs, interactive_calls, read_pairs  # noqa: E402
 
 PAIRS = [(f"query {q}", f"passage {q} {p}") for q in range(3) for p in range(2 + q)]
-ENCODER = {"hidden_size": 4, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 2}
-DECODER = ENCODER | {"rms_norm_eps": 1e-6, "head_dim": 4, "num_key_value_heads": 1, "num_hidden_layers": 4}
 
 
 def answer(seconds: float, **more: object) -> dict[str, object]:
@@ -49,7 +50,7 @@ def test_read_pairs_names_the_line_at_fault(tmp_path):
     file.write_text('{"query": "a", "passage": "b", "id": 1}\n', encoding="utf-8")
     assert read_pairs(file) == [("a", "b")]
     file.write_text('{"query": "a", "passage": "b"}\n{"query": "a"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2 is no JSON object"):
+    with pytest.raises(ValueError, match="line 2 is not a JSON object"):
         read_pairs(file)
     file.write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no pairs"):
@@ -73,20 +74,17 @@ def test_bulk_pairs_are_all_different():
     assert len(set(more)) == 18
 
 
-def test_model_flops_count_what_the_scores_need():
-    # Layer 1: 4 projections and 2 products of the feed-forward for 3 tokens, which attend to 3. Layer 2: keys and
-    # values for 3 tokens, all else for one.
-    linear = 2 * 3 * (4 * 4 * 4 + 2 * 4 * 8) + 2 * (3 * 2 * 4 * 4 + 2 * 4 * 4 + 2 * 4 * 8)
-    assert model_flops(ENCODER, {}, [3], [1]) == linear + 4 * 4 * (3 * 3 + 1 * 3)
-    assert model_flops(ENCODER, {}, [3, 3], [1, 1]) == 2 * model_flops(ENCODER, {}, [3], [1])
-    # Heads of 4: queries are 8 wide, keys and values 4; a token sees itself and those before it.
-    outputs, inputs = 2 * 4 * (2 * 8 + 3 * 8), 2 * 4 * 2 * 4
-    expected = 3 * inputs + 3 * outputs + 4 * 8 * 6 + 3 * inputs + outputs + 4 * 8 * 3
-    assert model_flops(DECODER, {"cutoff_layers": [1, 2]}, [3], [1]) == expected
-    # Before layer 1, five tokens of the passage become three.
-    compression = {"cutoff_layers": [2], "compress_layers": [1], "compress_ratio": 2}
-    expected = 8 * (inputs + outputs) + 4 * 8 * 36 + 6 * inputs + outputs + 4 * 8 * 6
-    assert model_flops(DECODER, compression, [8], [5]) == expected
+def test_operations_are_those_of_the_pairs_own_tokens(reranker):
+    """Of the same layers and compression that the reranker runs."""
+    loaded = reranker("lightweight-gemma2", {"compress_layers": [3], "compress_ratio": 2})
+    prepared = loaded.prepare([("what is panda?", "The giant panda is a bear.")])
+    (step,) = prepared.steps
+    options = prepared.call.options(prepared.pairs, [shape.length for shape in prepared.table])(step.shape.length)
+    length, passage = int(prepared.tokens[0]), int(prepared.pairs.passage_lengths[0])
+    sizes = sizes_of(loaded.model.config)
+    expected = count_work(sizes, length, sizes.layers, [(3, length - passage + -(-passage // 2))]).operations
+    assert pair_operations(loaded.model.config, options, length, passage) == expected
+    assert expected < count_work(sizes, length).operations
 
 
 def test_layers_are_scaled_with_the_model():

@@ -4,10 +4,10 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from compiled_programs import copies_of, flops_of, products_of
 
 from flax_rerank.planning import hlo
 from flax_rerank.planning.abstract import find_model, weightless_reranker
-from flax_rerank.planning.analysis import copies_of
 from flax_rerank.planning.plan import MeshPlan, make_plan
 from flax_rerank.planning.step import StepPlan
 from flax_rerank.planning.topology import find_topology
@@ -38,6 +38,7 @@ class Compiled:
     chips: int
     best: MeshPlan
     step: StepPlan
+    program: hlo.Program
 
 
 def expected_mesh(name, topology):
@@ -50,12 +51,12 @@ def expected_mesh(name, topology):
 def compiled(request):
     name, topology = request.param
     # On v6e the bound of the encoders is not the matrix products, and the plan tries all meshes: once will do.
-    told = name in ENCODERS[1:] and topology.startswith("v6e")
-    mesh = expected_mesh(name, topology) if told else None
+    known = name in ENCODERS[1:] and topology.startswith("v6e")
+    mesh = expected_mesh(name, topology) if known else None
     devices = find_topology(topology)
     found = make_plan(find_model(name), devices, longest(None), mesh=mesh, dtype="bfloat16", **ARGUMENTS.get(name, {}))
     ((step, _),) = found.best.steps.values()
-    return Compiled(name, topology, devices.chips, found.best, step)
+    return Compiled(name, topology, devices.chips, found.best, step, hlo.parse(step.compiled.as_text()))
 
 
 def weightless(name, topology, mesh, **more):
@@ -78,7 +79,7 @@ def test_no_weight_is_copied_or_cut_out_of_its_stack(compiled):
     stacks = [shape for shape in shards if len(shape) == 3]
     assert len(stacks) >= 6
     # Neither the whole stack of the layers' matrices nor one layer's.
-    assert copies_of(hlo.parse(compiled.step.text), [*stacks, *(shape[1:] for shape in stacks)]) == []
+    assert copies_of(compiled.program, [*stacks, *(shape[1:] for shape in stacks)]) == []
 
 
 def test_collectives_are_those_of_tensor_parallelism(compiled):
@@ -99,52 +100,25 @@ def test_collectives_are_those_of_tensor_parallelism(compiled):
 
 
 def test_layers_multiply_in_bfloat16(compiled):
-    counts = compiled.step.counts
-    wide = [each for each in counts.products if "f32" in each.dtypes]
+    products = products_of(compiled.program)
+    wide = [each for each in products if "f32" in each.dtypes]
     # Only heads are in float32: of one token a row, they are less than the last layer's products.
     assert all(each.times == 1 for each in wide)
-    assert sum(each.flops for each in wide) < 3e-5 * counts.flops
-    assert len([each for each in counts.products if "bf16" in each.dtypes]) >= 12
+    assert sum(each.flops for each in wide) < 3e-5 * compiled.step.counts.flops
+    assert len([each for each in products if "bf16" in each.dtypes]) >= 12
 
 
 def test_attention_is_by_the_kernel(compiled):
-    kernels = [each for each in compiled.step.counts.products if each.by_kernel]
+    kernels = [each for each in products_of(compiled.program) if each.by_kernel]
     layers = weightless(compiled.name, "cpu:1", "data=1", rules=ShardingRules()).model.config.num_hidden_layers
     asked = ARGUMENTS.get(compiled.name, {}).get("cutoff_layers", [layers])[0]
     # In all layers but the last, where one token attends.
     assert sum(each.times for each in kernels) == asked - 1
 
 
-def test_flops_are_those_of_the_architecture(compiled):
-    expected = flops_of_the_architecture(compiled.name, compiled.step.shape) / compiled.chips
-    assert compiled.step.counts.flops == pytest.approx(expected, rel=0.02)
-
-
-def flops_of_the_architecture(name, shape):
-    """Of all devices, from the sizes in config.json."""
-    model = weightless(name, "cpu:1", "data=1", rules=ShardingRules())
-    config = model.model.config
-    width, inner = config.hidden_size, config.intermediate_size
-    size = getattr(config, "head_dim", width // config.num_attention_heads)
-    queries = config.num_attention_heads * size
-    keys = getattr(config, "num_key_value_heads", config.num_attention_heads) * size
-    matrices = 2 if name in ENCODERS else 3
-    other_weights = 2 * width * queries + matrices * width * inner
-
-    def layers(count, length, positions):
-        """`positions` of each row go on; keys and values are of all."""
-        each = 2 * length * 2 * width * keys + positions * (2 * other_weights + 4 * length * queries)
-        return count * shape.rows * each
-
-    if name in ENCODERS:
-        return layers(config.num_hidden_layers - 1, shape.length, shape.length) + layers(1, shape.length, 1)
-    pairs = longest(None).shard(model)
-    options = model.resolve().options(pairs, [shape.length])(shape.length)
-    flops, done, length = 0, 0, shape.length
-    for layer, shorter in options.get("compressed", ()):
-        flops += layers(layer - done, length, length) + 2 * shape.rows * shorter * length * width
-        done, length = layer, shorter
-    return flops + layers(options["layers"][-1] - 1 - done, length, length) + layers(1, length, 1)
+def test_the_compiled_step_computes_what_is_counted(compiled):
+    causal = compiled.name not in ENCODERS
+    assert flops_of(compiled.program, causal=causal) == pytest.approx(compiled.step.counts.flops, rel=0.02)
 
 
 def test_a_batch_is_too_small_to_be_worth_donating(compiled):
@@ -192,9 +166,8 @@ def test_windows_and_softcap_beyond_the_window():
         attention_softcap="config",
     )
     ((step, _),) = found.best.steps.values()
-    kernels = [each for each in step.counts.products if each.by_kernel]
+    kernels = [each for each in products_of(hlo.parse(step.compiled.as_text())) if each.by_kernel]
     assert sorted(each.times for each in kernels) == [4, 4]  # with the window and without
-    assert kernels[0].flops != kernels[1].flops
 
 
 def test_a_model_axis_for_heads_that_share_one_key():
@@ -222,5 +195,7 @@ def test_chips_with_two_cores_are_one_device(topology):
 
 @pytest.mark.parametrize(("topology", "nearest"), [("v5e:3x3", "v5e:2x4"), ("v5p:1x1x1", "v5p:2x2x1")])
 def test_a_slice_that_libtpu_does_not_know(topology, nearest):
-    with pytest.raises(ValueError, match=rf"libtpu knows no topology '{topology}'.* the nearest one is {nearest}"):
+    with pytest.raises(
+        ValueError, match=rf"libtpu makes no topology '{topology}'.* the nearest common slice is {nearest}"
+    ):
         find_topology(topology)

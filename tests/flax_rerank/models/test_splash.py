@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from flax_rerank.models.attention import attention
-from flax_rerank.models.splash import block_size, mask_blocks, splash_attention, splash_attention_on
+from flax_rerank.models.splash import block_size, kernel_scores, splash_attention, splash_attention_on
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 LENGTHS = jnp.asarray([150, 37], jnp.int32)
@@ -94,6 +94,7 @@ def test_blocks_pad_little(length, block):
 
 
 def test_blocks_above_the_diagonal_or_beyond_the_window_are_not_computed():
-    assert mask_blocks(4, causal=False, window=0) == 16
-    assert mask_blocks(4, causal=True, window=0) == 10
-    assert mask_blocks(4, causal=True, window=2) == 7
+    assert kernel_scores(2048, causal=False, window=0) == 16 * 512**2
+    assert kernel_scores(2048, causal=True, window=0) == 10 * 512**2
+    assert kernel_scores(2048, causal=True, window=500) == 7 * 512**2
+    assert kernel_scores(580, causal=True, window=0) == 640**2
