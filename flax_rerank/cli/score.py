@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         source = _source(args, stack)
         file = OneFile(output) if _format_of_name(output) else None
         _refuse_place(output, file)
-        written_as = _format(args, source, output if file else args.format or "jsonl")
+        written_as = _format(args, source, output if file else f".{args.format or 'jsonl'}")
         job = Job(
             source=source,
             format=written_as,

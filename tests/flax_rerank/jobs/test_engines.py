@@ -101,7 +101,7 @@ def test_two_processes_write_what_one_writes(outputs):
     assert shared == alone
     assert [row["id"] for row in rows_of(outputs / "shared")] == SCORED
     # Each process puts what it took to load into the first shard that it scores.
-    markers = [json.loads((outputs / f"shared/done/part-0000{shard}.json").read_text()) for shard in range(SHARDS)]
+    markers = [json.loads(path.read_text()) for path in sorted((outputs / "shared" / "done").iterdir())]
     assert [marker["shard"] for marker in markers if marker["seconds"]["load"] > 0] == [0, 1]
     summary = json.loads((outputs / "shared" / "summary.json").read_text())
     assert (summary["rows"], summary["rejects"], summary["devices"]) == (len(SCORED), 1, ["1 x cpu"])
