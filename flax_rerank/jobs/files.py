@@ -32,6 +32,11 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: str) -> str:
+    """A path as all processes of this machine find it; a URL without a slash at its end."""
+    return path.rstrip("/") if is_url(path) else os.path.abspath(path)
+
+
 def compression_of(path: str) -> str:
     """The suffix among `COMPRESSIONS` that a path has, or ""."""
     return next((suffix for suffix in COMPRESSIONS if path.endswith(suffix)), "")

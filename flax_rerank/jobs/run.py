@@ -57,10 +57,11 @@ class Result(NamedTuple):
     Attributes:
         complete: whether all shards of the job are finished; if not, other processes still work on theirs.
         summary: of all shards; while the job is not complete, of those that this process has just scored.
+            None in a process that writes nothing, since another one writes for it.
     """
 
     complete: bool
-    summary: Summary
+    summary: Summary | None
 
 
 def run_job(job: Job, engine: Engine, *, file: OneFile | None = None, overwrite: bool = False) -> Result:
@@ -103,7 +104,7 @@ def run_job(job: Job, engine: Engine, *, file: OneFile | None = None, overwrite:
             check(job, description)
         written = engine.run(job, description, shards, signals)
         if not engine.writes:
-            return Result(False, summarize([]))
+            return Result(False, None)
         finished = job.files.finished()
         if len(finished) < len(shards):
             return Result(False, summarize(written))
