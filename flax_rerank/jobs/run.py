@@ -100,7 +100,9 @@ def run_job(job: Job, engine: Engine, *, file: OneFile | None = None, overwrite:
                     return Result(True, there)
                 if files.exists(file.path) and not files.exists(job.files.manifest):
                     whose = _of_another_job(file, description)
-                    raise FileExistsError(f"{file.path} exists{whose}; overwrite to replace it")
+                    raise FileExistsError(
+                        f"{file.path} exists{whose}. Give another output, or overwrite to start anew"
+                    )
             check(job, description)
         written = engine.run(job, description, shards, signals)
         if not engine.writes:

@@ -325,7 +325,7 @@ def test_an_output_that_exists_is_replaced_only_if_asked(tmp_path, bert, capsys)
     target = tmp_path / "scores.jsonl"
     target.write_text("precious")
     assert score(BERT, source, target) == 1
-    assert f"{target} exists; overwrite to replace it" in capsys.readouterr().err
+    assert f"{target} exists. Give another output" in capsys.readouterr().err
     assert target.read_text() == "precious"
     assert score(BERT, source, target, "--overwrite") == 0
     assert [record["id"] for record in read_records(target)] == [0]

@@ -91,7 +91,11 @@ def make_job(tmp_path):
             model=str(model),
             load=lambda: FakeReranker(on_run),
             settings={"max_length": 64},
+            adapter=None,
+            cache_dir=None,
             shard_rows=shard_rows,
+            strict=False,
+            warmup=False,
         )
         return FakeJob(job, file)
 

@@ -129,7 +129,7 @@ def test_a_finished_file_is_finished(make_job, caplog):
     assert "scores.jsonl is complete already" in caplog.text
     with open(fake.file.path, "a", encoding="utf-8") as file:
         file.write("more")
-    with pytest.raises(FileExistsError, match="overwrite to replace"):
+    with pytest.raises(FileExistsError, match=r"scores\.jsonl exists\. Give another output"):
         run(fake)
     run(fake, overwrite=True)
     assert [row["passage"] for row in fake.rows()] == PASSAGES
