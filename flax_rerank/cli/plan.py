@@ -9,8 +9,7 @@ from typing import Any
 
 import jax
 
-from flax_rerank.cli.loading import add_model_class, add_settings, given_settings, naming_options
-from flax_rerank.cli.score import AXES
+from flax_rerank.cli.loading import add_model_class, add_replicate, add_settings, given_settings, naming_options
 from flax_rerank.jobs.rows import Row
 from flax_rerank.jobs.sources import open_source
 from flax_rerank.planning.abstract import Model, find_model
@@ -34,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology", required=True, metavar="T", help="chip and layout of a TPU slice, v5e:2x4; or GPUs, h100:8"
     )
     parser.add_argument("--mesh", metavar="M", help="data=2,model=4; by default all that divide are tried")
-    parser.add_argument(
-        "--replicate", nargs="+", choices=AXES, metavar="AXIS", help=f"do not split: {', '.join(AXES)}"
-    )
+    add_replicate(parser)
     job = parser.add_argument_group("job", "By default all pairs have the greatest length that --max-length allows.")
     job.add_argument("--pairs", type=_count, metavar="N", help="to score, as in 100e6")
     lengths = job.add_mutually_exclusive_group()
