@@ -1,4 +1,4 @@
-"""Find the mesh of a topology on which a model scores a job fastest, bound its speed, and give the price. Needs no TPU."""
+"""Find the mesh of a topology on which a model scores a job fastest, bound its speed, give its price; no TPU is needed."""
 
 import argparse
 import json

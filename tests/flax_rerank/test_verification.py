@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from flax_rerank import verification
 from flax_rerank.conversion import convert
-from flax_rerank.convert.verify import check_tensors, compare
+from flax_rerank.tensor_check import check_tensors, compare
 from flax_rerank.verification import check_scores, verify
 
 BERT, LLAMA = CASES / "encoder-bert", CASES / "decoder-llama"
