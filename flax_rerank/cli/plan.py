@@ -1,4 +1,4 @@
-"""Find the mesh of a topology on which a model scores a job fastest, bound its speed, give its price; no TPU is needed."""
+"""Find the mesh of a topology on which a model scores a job fastest, bound its speed, and price it; needs no TPU."""
 
 import argparse
 import json

@@ -98,7 +98,7 @@ def test_no_more_than_a_few_parts_are_made_before_they_are_written(tmp_path, mon
         return part
 
     monkeypatch.setattr(TorchCheckpoint, "read", noting)
-    done = convert(str(CASES / "lightweight-gemma2"), tmp_path / "out")
+    convert(str(CASES / "lightweight-gemma2"), tmp_path / "out")
     tensors = load_file(CASES / "lightweight-gemma2" / "model.safetensors")
     assert max(sizes) == max(tensor.nbytes for tensor in tensors.values())
 
