@@ -19,7 +19,7 @@ from flax_rerank.checkpoint.params import StoredParams
 from flax_rerank.convert.load import family_of, read_config
 from flax_rerank.convert.rules import Assignment, Row
 from flax_rerank.convert.torch_files import FLOATS, INDEX, SINGLE, SafetensorsFiles, write_safetensors
-from flax_rerank.params import Parameters, Shape, shape_faults, shapes_of
+from flax_rerank.params import Parameters, Shape, groups, shape_faults, shapes_of
 from flax_rerank.tokenizer import FILES as TOKENIZER_FILES
 from flax_rerank.tokenizer import Tokenizer
 
@@ -219,7 +219,7 @@ def _write(
     """Write the weights."""
     shapes = tensors.shapes()
     sizes = {name: math.prod(shapes[name]) * dtype.itemsize for name in sorted(shapes, key=_with_numbers)}
-    shards = list(_shards(sizes, max_shard_size))
+    shards = list(groups(sizes, max_shard_size))
     weight_map: dict[str, str] = {}
 
     def arrays(names: Sequence[str]) -> Iterator[np.ndarray]:
@@ -239,19 +239,6 @@ def _write(
 def _with_numbers(name: str) -> list[str]:
     """Sorts layer 2 before layer 10."""
     return [part.zfill(9) if part.isdecimal() else part for part in name.split(".")]
-
-
-def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Names in their order, in groups of at most `limit` bytes where no single one has more."""
-    group: list[str] = []
-    filled = 0
-    for name, size in sizes.items():
-        if group and filled + size > limit:
-            yield group
-            group, filled = [], 0
-        group.append(name)
-        filled += size
-    yield group
 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype, exactly: bool) -> np.ndarray:

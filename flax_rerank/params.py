@@ -1,7 +1,7 @@
 """The parameters of a module, by their dotted paths: where they are read from, whether they fit, and where they go."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -98,19 +98,28 @@ def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
     return buffer[start : start + size].view(dtype).reshape(shape)
 
 
-def fill_module(module: nnx.Module, value: Callable[[str, nnx.Variable], jax.Array]) -> nnx.Module:
-    """An abstract module with its parameters.
+def groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+    """Names in their order, in groups of at most `limit` bytes, and of one where that has more."""
+    group: list[str] = []
+    filled = 0
+    for name, size in sizes.items():
+        if group and filled + size > limit:
+            yield group
+            group, filled = [], 0
+        group.append(name)
+        filled += size
+    yield group
 
-    Args:
-        module: from `nnx.eval_shape`.
-        value: makes a parameter, given its dotted path and the abstract one.
-    """
+
+def with_parameters(module: nnx.Module, values: Iterable[tuple[str, jax.Array]]) -> nnx.Module:
+    """An abstract module with its parameters, which come by their dotted paths."""
     graphdef, state = nnx.split(module)
+    params = _by_path(state)
     before: jax.Array | None = None
-    for path, param in _by_path(state).items():
-        param.set_value(value(path, param))
+    for path, value in values:
+        params[path].set_value(value)
         jax.block_until_ready(before)  # one parameter is on its way while the next is read, and no more
-        before = param.get_value()
+        before = value
     return nnx.merge(graphdef, state)
 
 
@@ -125,19 +134,18 @@ def materialize(
         read: gives the part of a parameter that an index (a slice for each axis) asks for.
     """
 
-    def placed(path: str, param: nnx.Variable) -> jax.Array:
-        shape, sharding = param.get_value().shape, shardings[path]
+    def placed(path: str, shape: Shape) -> jax.Array:
         devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
-        for device, index in sharding.addressable_devices_indices_map(shape).items():
+        for device, index in shardings[path].addressable_devices_indices_map(shape).items():
             bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
             devices.setdefault(bounds, []).append(device)
         arrays = []
         for bounds, holders in devices.items():
             part = read(path, tuple(slice(*bound) for bound in bounds))
             arrays += [jax.device_put(part, device) for device in holders]
-        return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+        return jax.make_array_from_single_device_arrays(shape, shardings[path], arrays)
 
-    return fill_module(module, placed)
+    return with_parameters(module, ((path, placed(path, shape)) for path, shape in shapes_of(module).items()))
 
 
 def _by_path(state: nnx.State) -> dict[str, nnx.Variable]:

@@ -5,7 +5,7 @@ Leaves are small that way, so that a model is written and read a few at a time; 
 
 import errno
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flax_rerank.params import CheckpointError, Index, Parameters, Shape
+from flax_rerank.params import CheckpointError, Index, Parameters, Shape, groups
 
 CHUNK_BYTES = 4 << 20  # a device that has a part of a leaf reads little more than that part
 GROUP_BYTES = 512 << 20  # of leaves that are written at a time, while the next are read
@@ -44,6 +44,20 @@ def write_params(
         OSError: orbax could not write.
     """
 
+    leaves = {
+        name: (path, layer, math.prod(shape if layer is None else shape[1:]) * dtype.itemsize)
+        for path, shape in params.shapes().items()
+        for layer in (range(shape[0]) if path in stacked else (None,))
+        for name in [path if layer is None else f"{path}.{layer}"]
+    }
+
+    def read(name: str) -> np.ndarray:
+        path, layer, _ = leaves[name]
+        if layer is None:
+            return params.read(path, dtype)
+        rest = (slice(None),) * (len(params.shapes()[path]) - 1)
+        return params.read(path, dtype, (slice(layer, layer + 1), *rest))[0]
+
     def write(group: dict[str, np.ndarray]) -> None:
         with _orbax() as ocp, _written(folder):
             ocp.partial.save(folder.resolve(), unflatten_dict(group, sep="."))
@@ -51,33 +65,14 @@ def write_params(
 
     with ThreadPoolExecutor(1) as pool:  # after an error, too, it ends when nothing is written any more
         writing: Future[None] | None = None
-        for group in _groups(params, dtype, stacked):
+        for names in groups({name: nbytes for name, (_, _, nbytes) in leaves.items()}, GROUP_BYTES):
+            group = {name: read(name) for name in names}
             if writing is not None:
                 writing.result()
             writing = pool.submit(write, group)
     writing.result()
     with _orbax() as ocp, _written(folder):
         ocp.partial.finalize(folder.resolve())
-
-
-def _groups(params: Parameters, dtype: np.dtype, stacked: set[str]) -> Iterator[dict[str, np.ndarray]]:
-    """The leaves, in groups of `GROUP_BYTES` or of one."""
-    group: dict[str, np.ndarray] = {}
-    size = 0
-    for path, shape in params.shapes().items():
-        rest = (slice(None),) * (len(shape) - 1)
-        layers = range(shape[0]) if path in stacked else (None,)
-        nbytes = math.prod(shape) * dtype.itemsize // len(layers)
-        for layer in layers:
-            if group and size + nbytes > GROUP_BYTES:
-                yield group
-                group, size = {}, 0
-            if layer is None:
-                group[path] = params.read(path, dtype)
-            else:
-                group[f"{path}.{layer}"] = params.read(path, dtype, (slice(layer, layer + 1), *rest))[0]
-            size += nbytes
-    yield group
 
 
 class StoredParams:
@@ -97,9 +92,13 @@ class StoredParams:
         if not folder.is_dir():
             raise FileNotFoundError(f"no weights in {folder.parent}: looked for {folder.name}/")
         self._folder = folder.resolve()
-        with self._orbax() as ocp:
-            self._leaves = flatten_dict(ocp.metadata(self._folder).metadata, sep=".")
+        try:
+            with _orbax() as ocp:
+                self._leaves = flatten_dict(ocp.metadata(self._folder).metadata, sep=".")
+        except READ_ERRORS as error:
+            raise self._damaged("", error) from error
         self._layers: dict[str, dict[int, str]] = {}  # of a stacked parameter, the leaf of each layer
+        self._read: tuple[Any, dict[str, np.ndarray]] = (None, {})  # a layer and a dtype, and the leaves there
         for name in self._leaves:
             path, _, layer = name.rpartition(".")
             if layer.isdecimal():
@@ -107,7 +106,9 @@ class StoredParams:
         for path, layers in self._layers.items():
             shapes = {self._leaves[name].shape for name in layers.values()}
             if layers.keys() != set(range(len(layers))) or len(shapes) > 1:
-                raise self._damaged(path, f"it has the layers {sorted(layers)}, of the shapes {sorted(shapes)}")
+                raise self._damaged(
+                    f"parameter {path} in ", f"it has the layers {sorted(layers)}, of the shapes {sorted(shapes)}"
+                )
 
     def shapes(self) -> dict[str, Shape]:
         """The shape of every parameter, by its dotted path."""
@@ -124,53 +125,62 @@ class StoredParams:
         }
 
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
-        """The part `index` of a parameter, cast to `dtype`; the leaves that it lies in are read whole."""
+        """The part `index` of a parameter, cast to `dtype`. The leaves that it lies in are read whole, those of one
+        layer together: they are asked for one after the other."""
         layers = self._layers.get(path)
         if not layers:
-            return self._load(path, {path: np.empty(0, dtype)})[path][index]
+            return self._load({path: np.empty(0, dtype)})[path][index]
         chosen, *rest = index or (slice(None),)
         if isinstance(chosen, int):
-            return self._load(path, {layers[chosen]: np.empty(0, dtype)})[layers[chosen]][tuple(rest)]
+            if self._read[0] != (chosen, dtype):
+                names = [layers[chosen] for layers in self._layers.values() if chosen in layers]
+                self._read = (chosen, dtype), self._load(dict.fromkeys(names, np.empty(0, dtype)))
+            return self._read[1][layers[chosen]][tuple(rest)]
         names = [layers[layer] for layer in range(len(layers))[chosen]]
-        leaves = self._load(path, dict.fromkeys(names, np.empty(0, dtype)))
+        leaves = self._load(dict.fromkeys(names, np.empty(0, dtype)))
         return np.stack([leaves[name][tuple(rest)] for name in names])
 
-    def restore(self, path: str, dtype: np.dtype, sharding: NamedSharding) -> jax.Array:
-        """A parameter, cast to `dtype`. Each device reads its part."""
-        shape, layers = self.shapes()[path], self._layers.get(path)
-        if not layers:
-            return self._load(path, {path: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)})[path]
-        of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-        leaves = self._load(
-            path, dict.fromkeys(layers.values(), jax.ShapeDtypeStruct(shape[1:], dtype, sharding=of_layer))
-        )
-        put = jax.jit(_put_layer, donate_argnums=0, out_shardings=sharding)
-        stack = jnp.zeros(shape, dtype, device=sharding)
-        for layer, name in layers.items():
-            stack = put(stack, leaves.pop(name), layer)
-        return stack
+    def restore(self, dtype: np.dtype, shardings: Mapping[str, NamedSharding]) -> Iterator[tuple[str, jax.Array]]:
+        """The parameters, cast to `dtype`, by their dotted paths. Each device reads its part."""
+        shapes = self.shapes()
+        sizes = {path: math.prod(shape) * dtype.itemsize for path, shape in shapes.items()}
+        for paths in groups(sizes, GROUP_BYTES):
+            abstract: dict[str, jax.ShapeDtypeStruct] = {}
+            for path in paths:
+                shape, sharding, layers = shapes[path], shardings[path], self._layers.get(path, {})
+                if layers:
+                    shape, sharding = shape[1:], NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+                leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+                abstract |= dict.fromkeys(layers.values() or [path], leaf)
+            leaves = self._load(abstract)
+            for path in paths:
+                names = self._layers.get(path)
+                if not names:
+                    yield path, leaves.pop(path)
+                    continue
+                put = jax.jit(_put_layer, donate_argnums=0, out_shardings=shardings[path])
+                stack = jnp.zeros(shapes[path], dtype, device=shardings[path])
+                for layer, name in names.items():
+                    stack = put(stack, leaves.pop(name), layer)
+                yield path, stack
 
     def _by_path(self) -> dict[str, dict[int, str]]:
         """The layers of each parameter; empty where it is one leaf."""
         single = {name: {} for name in self._leaves if name.rpartition(".")[0] not in self._layers}
         return single | self._layers
 
-    def _load(self, path: str, abstract: dict[str, Any]) -> dict[str, Any]:
-        """Leaves of a parameter, as arrays of the kind and dtype of the abstract ones."""
-        with self._orbax(path) as ocp:
-            return flatten_dict(ocp.load(self._folder, unflatten_dict(abstract, sep=".")), sep=".")
-
-    @contextmanager
-    def _orbax(self, path: str = "") -> Iterator[Any]:
+    def _load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """Leaves by their names, as arrays of the kind and dtype of the abstract ones."""
         try:
             with _orbax() as ocp:
-                yield ocp
+                return flatten_dict(ocp.load(self._folder, unflatten_dict(abstract, sep=".")), sep=".")
         except READ_ERRORS as error:
-            raise self._damaged(path, str(error)) from error
+            for name in abstract if len(abstract) > 1 else ():  # which of them it is
+                self._load({name: abstract[name]})
+            raise self._damaged(f"parameter {next(iter(abstract))} in ", error) from error
 
-    def _damaged(self, path: str, reason: str) -> CheckpointError:
-        what = f"parameter {path} in " if path else ""
-        return CheckpointError(self._folder.parent, [f"{what}{self._folder.name}/ is damaged ({reason[:300]})"])
+    def _damaged(self, what: str, reason: object) -> CheckpointError:
+        return CheckpointError(self._folder.parent, [f"{what}{self._folder.name}/ is damaged ({str(reason)[:300]})"])
 
 
 def _put_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from flax_rerank.checkpoint.folder import PARAMS, require_known_format
 from flax_rerank.checkpoint.params import StoredParams
 from flax_rerank.models import Decoder, DecoderConfig, Encoder, EncoderConfig
-from flax_rerank.params import CheckpointError, fill_module, shape_faults, shapes_of
+from flax_rerank.params import CheckpointError, shape_faults, shapes_of, with_parameters
 
 ARCHITECTURES: Mapping[str, tuple[type[nnx.Module], type]] = {
     "Encoder": (Encoder, EncoderConfig),
@@ -64,5 +64,4 @@ def load_model(
     faults = shape_faults(stored.shapes(), shapes_of(module), "parameter")
     if faults:
         raise CheckpointError(folder, faults)
-    places = shardings(module)
-    return fill_module(module, lambda path, _: stored.restore(path, dtype, places[path]))
+    return with_parameters(module, stored.restore(dtype, shardings(module)))
