@@ -10,8 +10,8 @@ from reference_cases import CASES, load_case
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import verification
+from flax_rerank.checkpoint.verify import check_tensors, compare
 from flax_rerank.conversion import convert
-from flax_rerank.convert.verify import check_tensors, compare
 from flax_rerank.verification import check_scores, verify
 
 BERT, LLAMA = CASES / "encoder-bert", CASES / "decoder-llama"
