@@ -4,10 +4,11 @@ from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import Rule, layer_norm, linear
 from flax_rerank.models.encoder import Encoder, EncoderConfig
+from flax_rerank.models.readout import Readout
 
 
-def encoder_config(hf: HFConfig, *, position_offset: int) -> EncoderConfig:
-    """The config of BERT and its descendants; these differ in where positions start."""
+def encoder_architecture(hf: HFConfig, *, position_offset: int) -> tuple[EncoderConfig, Readout]:
+    """The architecture of BERT and its descendants; these differ in where positions start."""
     hf.only("position_embedding_type", "absolute")
     hf.only("is_decoder", False)
     hf.only("add_cross_attention", False)
@@ -21,11 +22,10 @@ def encoder_config(hf: HFConfig, *, position_offset: int) -> EncoderConfig:
         type_vocab_size=hf.take("type_vocab_size"),
         layer_norm_eps=hf.take("layer_norm_eps", 1e-12),
         hidden_act=hf.take("hidden_act", "gelu"),
-        pad_token_id=hf.take("pad_token_id", 0),
         position_offset=position_offset,
     )
     hf.finish()
-    return config
+    return config, Readout("first", "dense_tanh", layers=(config.num_hidden_layers,), heads=(0,))
 
 
 def body_rules(prefix: str) -> tuple[Rule, ...]:
@@ -51,11 +51,11 @@ BERT = Family(
     model_type="bert",
     model_classes={"BertForSequenceClassification": "encoder-only-base"},
     module=Encoder,
-    config=lambda hf: encoder_config(hf, position_offset=0),
-    rules=lambda config, hf: (
+    architecture=lambda hf: encoder_architecture(hf, position_offset=0),
+    rules=lambda config, readout, hf: (
         *body_rules("bert"),
         *linear("bert.pooler.dense", "head.dense"),
         *linear("classifier", "head.out_proj"),
     ),
-    ignored=lambda config: (r"bert\.embeddings\.position_ids",),
+    ignored=lambda readout: (r"bert\.embeddings\.position_ids",),
 )

@@ -5,21 +5,17 @@ from typing import Any
 
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
-from flax_rerank.convert.rules import Row, Rule, linear, rms_norm
+from flax_rerank.convert.rules import IDENTITY, Row, Rule, Transform, linear, rms_norm
 from flax_rerank.models.decoder import Decoder, DecoderConfig
+from flax_rerank.models.readout import Readout
 from flax_rerank.models.rotary import RopeScaling
-
-# Rotary frequencies that old versions of transformers saved, and the head of a tied model, which is its embedding.
-IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-IGNORED_TIED = (*IGNORED, r"lm_head\.weight")
 
 
 def decoder_config(hf: HFConfig, **switches: Any) -> DecoderConfig:
-    """The config of a decoder: the fields that all families have, and the `switches` of this one."""
+    """The config of a decoder's body: the fields that all families have, and the `switches` of this one."""
     heads = hf.take("num_attention_heads")
     hidden_size = hf.take("hidden_size")
     head_dim = hf.take("head_dim", hidden_size // max(heads, 1))
-    layers = hf.take("num_hidden_layers")
     hf.take("pretraining_tp", 1)  # splits products without changing them
     theta, scaling = rope(hf)
     if "hidden_act" not in switches:
@@ -27,7 +23,7 @@ def decoder_config(hf: HFConfig, **switches: Any) -> DecoderConfig:
     fields = {
         "vocab_size": hf.take("vocab_size"),
         "hidden_size": hidden_size,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": hf.take("num_hidden_layers"),
         "num_attention_heads": heads,
         "num_key_value_heads": hf.take("num_key_value_heads", heads),
         "head_dim": head_dim,
@@ -37,7 +33,6 @@ def decoder_config(hf: HFConfig, **switches: Any) -> DecoderConfig:
         "rope_theta": theta,
         "rope_scaling": scaling,
         "query_scale": max(head_dim, 1) ** -0.5,
-        "head_layers": (layers,),
     }
     hf.finish()
     return DecoderConfig(**(fields | switches))
@@ -113,30 +108,49 @@ def body_rules(config: DecoderConfig) -> tuple[Rule, ...]:
     )
 
 
-def token_logit_family(model_type: str, architecture: str, config: Callable[[HFConfig], DecoderConfig]) -> Family:
-    """A family of causal language models that score by the logit of one token."""
+def token_logit_family(
+    model_type: str,
+    architecture: str,
+    config: Callable[[HFConfig], DecoderConfig],
+    *,
+    tied: bool = False,
+    softcap: float | None = None,
+) -> Family:
+    """A family of causal language models that score by the logits of one or two tokens.
+
+    Args:
+        model_type, architecture: as in config.json.
+        config: reads config.json into the config of the body.
+        tied: whether the head is the embedding where config.json does not say.
+        softcap: bound of the logits where config.json does not say; None in families without the field.
+    """
+
+    def architecture_of(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
+        head = "tied" if hf.take("tie_word_embeddings", tied) else "linear"
+        bound = None if softcap is None else hf.given("final_logit_softcapping", softcap)
+        body = config(hf)
+        return body, Readout("last", head, layers=(body.num_hidden_layers,), heads=(0,), softcap=bound)
+
     return Family(
         model_type=model_type,
         model_classes={architecture: "decoder-only-base"},
         module=Decoder,
-        config=config,
-        rules=lambda config, hf: token_logit_rules(config),
-        ignored=lambda config: IGNORED_TIED if config.tied_head else IGNORED,
+        architecture=architecture_of,
+        rules=lambda config, readout, hf: (
+            *body_rules(config),
+            *head_rules(readout, "lm_head.weight", Row(readout.tokens, config.vocab_size)),
+        ),
+        ignored=ignored,
     )
 
 
-def token_logit_rules(config: DecoderConfig) -> tuple[Rule, ...]:
-    """A causal language model, of whose head only the row of `score_token` is read."""
-    if config.tied_head:
-        return body_rules(config)
-    return *body_rules(config), Rule("lm_head.weight", "head", Row(config.score_token, config.vocab_size), slot=0)
+def head_rules(readout: Readout, torch: str, transform: Transform = IDENTITY) -> tuple[Rule, ...]:
+    """The rule of a linear head; a tied one has no tensor of its own."""
+    return () if readout.head == "tied" else (Rule(torch, "head", transform),)
 
 
-def layer_head_rules(config: DecoderConfig, torch: str) -> tuple[Rule, ...]:
-    """Heads after several layers: `torch` names their weight, with `{i}` for the head's number."""
-    if config.tied_head:
-        return body_rules(config)
-    row = Row(0, 1) if config.score_token is None else Row(config.score_token, config.vocab_size)
-    if config.head_per_layer:
-        return *body_rules(config), Rule(torch, "head", row)
-    return *body_rules(config), Rule(torch.replace(".{i}", ""), "head", row, slot=0)
+def ignored(readout: Readout) -> tuple[str, ...]:
+    """Rotary frequencies that old versions of transformers saved, and the head of a tied model, which is its
+    embedding."""
+    frequencies = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    return (frequencies, r"lm_head\.weight") if readout.head == "tied" else (frequencies,)

@@ -17,11 +17,12 @@ from tqdm import tqdm
 from flax_rerank import checkpoint
 from flax_rerank.checkpoint.folder import sync
 from flax_rerank.checkpoint.params import StoredParams
-from flax_rerank.convert.load import family_of, parameters_of, read_config
+from flax_rerank.convert.load import FLOAT32, family_of, parameters_of, read_config
 from flax_rerank.convert.rules import CheckpointError, Row, Rule, Shape, assign
 from flax_rerank.convert.torch_files import FLOATS, INDEX, SINGLE, SafetensorsFiles, write_safetensors
-from flax_rerank.tokenizer import FILES as TOKENIZER_FILES
-from flax_rerank.tokenizer import Tokenizer
+from flax_rerank.models.readout import Readout
+from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
+from flax_rerank.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +89,16 @@ class TorchTensors:
     """
 
     def __init__(
-        self, params: Parameters, model_config: Any, source_config: Mapping[str, Any], folder: Path | None
+        self,
+        params: Parameters,
+        architecture: tuple[Any, Readout],
+        source_config: Mapping[str, Any],
+        folder: Path | None,
     ) -> None:
         family = family_of(source_config)
-        rules = family.rules(model_config, source_config)
+        rules = family.rules(*architecture, source_config)
         shapes, dtypes = params.shapes(), params.dtypes()
-        module = nnx.eval_shape(lambda: family.module(model_config))
+        module = nnx.eval_shape(lambda: family.module(*architecture, FLOAT32))
         wanted = {path: param.get_value().shape for path, param in parameters_of(module).items()}
         self._params = params
         self._tensors = {
@@ -126,7 +131,7 @@ class TorchTensors:
         if not _is_one_row(rule):
             return rule.transform.to_torch(array)
         matrix = self._kept.read(name).astype(tensor.dtype)
-        matrix[rule.transform.row] = array
+        matrix[np.asarray(rule.transform.row)] = array
         return matrix
 
     def _faults_of_heads(self) -> list[str]:
@@ -198,7 +203,7 @@ def read_model_config(folder: Path, config: Mapping[str, Any]) -> Any:
     """
     try:
         _, config_class = checkpoint.ARCHITECTURES[config["architecture"]]
-        return config_class(**config["architecture_config"])
+        return config_class(**config["architecture_config"]), Readout(**config["readout"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(folder, [f"config.json does not describe a model ({error!r})"]) from error
 

@@ -8,6 +8,8 @@ from flax import nnx
 
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import Rule
+from flax_rerank.dtypes import DTypes
+from flax_rerank.models.readout import Readout
 
 
 @dataclass(frozen=True)
@@ -17,15 +19,16 @@ class Family:
     Attributes:
         model_type: as in config.json.
         model_classes: the `RerankerModelClass` value of each architecture name that is covered.
-        module: the nnx module.
-        config: reads config.json into the module's config.
-        rules: the rule table for a config and the config.json that it was read from.
-        ignored: regular expressions of tensor names that a model of this config has no use for.
+        module: makes the nnx module of a config, a readout and dtypes.
+        architecture: reads config.json into the module's config and readout; the tokens of a head with a row for each
+            token of the vocabulary are left out where the tokenizer is to say them.
+        rules: the rule table for a config, a readout and the config.json that they were read from.
+        ignored: regular expressions of tensor names that a model with this readout does not need.
     """
 
     model_type: str
     model_classes: Mapping[str, str]
-    module: Callable[[Any], nnx.Module]
-    config: Callable[[HFConfig], Any]
-    rules: Callable[[Any, Mapping[str, Any]], Sequence[Rule]]
-    ignored: Callable[[Any], Sequence[str]]
+    module: Callable[[Any, Readout, DTypes], nnx.Module]
+    architecture: Callable[[HFConfig], tuple[Any, Readout]]
+    rules: Callable[[Any, Readout, Mapping[str, Any]], Sequence[Rule]]
+    ignored: Callable[[Readout], Sequence[str]]

@@ -14,7 +14,6 @@ def gemma_config(hf: HFConfig, **switches: Any) -> DecoderConfig:
     defaults = {
         "head_dim": head_dim,
         "query_scale": head_dim**-0.5,
-        "tied_head": hf.take("tie_word_embeddings", True),
         "hidden_act": hf.take("hidden_activation", "gelu_pytorch_tanh"),
         "embedding_scale": hf.take("hidden_size") ** 0.5,
         "norm_offset": 1.0,
@@ -24,4 +23,4 @@ def gemma_config(hf: HFConfig, **switches: Any) -> DecoderConfig:
     return decoder_config(hf, **(defaults | switches))
 
 
-GEMMA = token_logit_family("gemma", "GemmaForCausalLM", gemma_config)
+GEMMA = token_logit_family("gemma", "GemmaForCausalLM", gemma_config, tied=True)

@@ -70,7 +70,7 @@ class HFConfig:
         self._faults += [
             f"{name} = {value!r} is not understood and may change the scores"
             for name, value in self._fields.items()
-            if name not in self._known and value not in (None, False, [], {})
+            if name not in self._known and not _switched_off(value)
         ]
         if self._faults:
             raise ValueError("config.json: " + "; ".join(self._faults))
@@ -81,3 +81,8 @@ class HFConfig:
         if self._fields.get("id2label"):
             return len(self._fields["id2label"])
         return self._fields.get("num_labels")
+
+
+def _switched_off(value: Any) -> bool:
+    """Whether a field says no more than its absence would. Zero does not count: it equals False, and is a number."""
+    return value is None or value is False or value == [] or value == {}

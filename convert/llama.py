@@ -9,7 +9,6 @@ def llama_config(hf: HFConfig) -> DecoderConfig:
     bias = hf.take("attention_bias", False)
     return decoder_config(
         hf,
-        tied_head=hf.take("tie_word_embeddings", False),
         query_key_value_bias=bias,
         attention_output_bias=bias,
         mlp_bias=hf.take("mlp_bias", False),

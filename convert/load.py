@@ -29,6 +29,8 @@ from flax_rerank.convert.qwen3 import QWEN3
 from flax_rerank.convert.rules import Assignment, CheckpointError, Index, Row, Shape, TensorSource, assign, fill
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
+from flax_rerank.dtypes import DTypes
+from flax_rerank.models.readout import Readout
 
 FAMILIES: tuple[Family, ...] = (
     BERT,
@@ -152,7 +154,19 @@ class TorchCheckpoint:
         return materialize(self.module, shardings(self.module), lambda path, index: self.read(path, dtype, index))
 
 
-def open_checkpoint(folder: Path, *, adapter: Path | None = None, **overrides: Any) -> TorchCheckpoint:
+FLOAT32 = DTypes(np.float32, np.float32)
+
+
+def architecture_with(family: Family, hf: Mapping[str, Any], **overrides: Any) -> tuple[Any, Readout]:
+    config, readout = family.architecture(HFConfig(hf))
+    if "tokens" in overrides:
+        readout = dataclasses.replace(readout, tokens=overrides.pop("tokens"))
+    return dataclasses.replace(config, **overrides), readout
+
+
+def open_checkpoint(
+    folder: Path, *, adapter: Path | None = None, dtypes: DTypes = FLOAT32, **overrides: Any
+) -> TorchCheckpoint:
     """Match the tensors of a PyTorch checkpoint with the parameters of its Flax module.
 
     Args:
@@ -167,13 +181,13 @@ def open_checkpoint(folder: Path, *, adapter: Path | None = None, **overrides: A
     """
     hf = read_config(folder)
     family = family_of(hf)
-    config = dataclasses.replace(family.config(HFConfig(hf)), **overrides)
-    module = nnx.eval_shape(lambda: family.module(config))
+    config, readout = architecture_with(family, hf, **overrides)
+    module = nnx.eval_shape(lambda: family.module(config, readout, dtypes))
     source: TensorSource = open_torch_files(folder)
     if adapter is not None:
-        source = merge_adapter(source, adapter, family.ignored(config))
+        source = merge_adapter(source, adapter, family.ignored(readout))
     shapes = {path: param.get_value().shape for path, param in parameters_of(module).items()}
-    assignments, faults = assign(source.shapes(), shapes, family.rules(config, hf), family.ignored(config))
+    assignments, faults = assign(source.shapes(), shapes, family.rules(config, readout, hf), family.ignored(readout))
     if faults:
         raise CheckpointError(folder, faults)
     return TorchCheckpoint(folder, hf, module, source, assignments, adapter)

@@ -8,7 +8,6 @@ from flax_rerank.models.decoder import DecoderConfig
 def mistral_config(hf: HFConfig) -> DecoderConfig:
     return decoder_config(
         hf,
-        tied_head=hf.take("tie_word_embeddings", False),
         sliding_windows=sliding_windows(hf, [True] * hf.take("num_hidden_layers")),
     )
 

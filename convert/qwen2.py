@@ -15,7 +15,6 @@ def qwen_windows(hf: HFConfig) -> tuple[int, ...]:
 def qwen2_config(hf: HFConfig) -> DecoderConfig:
     return decoder_config(
         hf,
-        tied_head=hf.take("tie_word_embeddings", False),
         query_key_value_bias=True,
         sliding_windows=qwen_windows(hf),
     )

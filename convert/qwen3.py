@@ -12,7 +12,6 @@ def qwen3_config(hf: HFConfig) -> DecoderConfig:
         hf,
         head_dim=hf.take("head_dim", 128),
         query_scale=hf.take("head_dim", 128) ** -0.5,
-        tied_head=hf.take("tie_word_embeddings", False),
         query_key_value_bias=bias,
         attention_output_bias=bias,
         qk_norm=True,

@@ -88,21 +88,29 @@ class Layout:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a matrix with `rows` of them; the others are never read."""
+    """One or two rows of a matrix with `rows` of them; the others are never read.
 
-    row: int
+    `row` is as in `matrix[row]` of numpy: a number drops the axis of rows, a tuple keeps it.
+    """
+
+    row: int | tuple[int, ...]
     rows: int
 
     def to_torch_shape(self, shape: Shape) -> Shape:
-        return (self.rows, *shape)
+        return self.rows, shape[-1]
 
     def read(self, source: TensorSource, name: str, index: Index = ()) -> np.ndarray:
-        return source.read(name, (slice(self.row, self.row + 1), *index))[0]
+        if isinstance(self.row, int):
+            return source.read(name, (slice(self.row, self.row + 1), *index))[0]
+        if not self.row:
+            raise ValueError(f"no row of {name} is chosen: the readout must name the tokens that score")
+        picked, rest = (self.row[index[0]], index[1:]) if index else (self.row, ())
+        return np.concatenate([source.read(name, (slice(row, row + 1), *rest)) for row in picked])
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         if self.rows != 1:
             raise ValueError(f"only row {self.row} of {self.rows} was kept; the matrix cannot be given back")
-        return array[None]
+        return array.reshape(1, -1)
 
 
 IDENTITY = Layout()

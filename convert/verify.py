@@ -54,9 +54,9 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
     family = family_of(hf)
     tensors: TensorSource = open_torch_files(source)
     if adapter is not None:
-        tensors = merge_adapter(tensors, adapter, family.ignored(model_config))
+        tensors = merge_adapter(tensors, adapter, family.ignored(model_config[1]))
     params = StoredParams(folder / checkpoint.PARAMS)
-    rules, ignored = family.rules(model_config, hf), family.ignored(model_config)
+    rules, ignored = family.rules(*model_config, hf), family.ignored(model_config[1])
     dtypes = params.dtypes()
     assignments, faults = assign(tensors.shapes(), params.shapes(), rules, ignored)
     if config["source_config"] != hf:

@@ -5,7 +5,6 @@ from flax_rerank.auto import (
     RERANKER_CLASS_MAPPING,
     FlaxAutoReranker,
     RerankerConfig,
-    RerankerModelClass,
 )
 from flax_rerank.convert import CheckpointError
 from flax_rerank.rerankers import (
@@ -16,6 +15,7 @@ from flax_rerank.rerankers import (
     LightWeightFlaxLLMReranker,
     RerankOutput,
 )
+from flax_rerank.settings import RerankerModelClass
 from flax_rerank.sharding import ShardingRules
 
 __all__ = [

@@ -2,12 +2,9 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from flax_rerank import checkpoint, convert
-from flax_rerank.hub import local_folder
 from flax_rerank.rerankers import (
     AbsReranker,
     FlaxLLMReranker,
@@ -15,24 +12,12 @@ from flax_rerank.rerankers import (
     LayerWiseFlaxLLMReranker,
     LightWeightFlaxLLMReranker,
 )
-
-
-class RerankerModelClass(Enum):
-    """The kinds of reranker."""
-
-    ENCODER_ONLY_BASE = "encoder-only-base"
-    DECODER_ONLY_BASE = "decoder-only-base"
-    DECODER_ONLY_LAYERWISE = "decoder-only-layerwise"
-    DECODER_ONLY_LIGHTWEIGHT = "decoder-only-lightweight"
-
+from flax_rerank.settings import RerankerModelClass
+from flax_rerank.spec import Spec, UnknownKindError, open_spec
 
 RERANKER_CLASS_MAPPING: OrderedDict[RerankerModelClass, type[AbsReranker]] = OrderedDict(
-    [
-        (RerankerModelClass.ENCODER_ONLY_BASE, FlaxReranker),
-        (RerankerModelClass.DECODER_ONLY_BASE, FlaxLLMReranker),
-        (RerankerModelClass.DECODER_ONLY_LAYERWISE, LayerWiseFlaxLLMReranker),
-        (RerankerModelClass.DECODER_ONLY_LIGHTWEIGHT, LightWeightFlaxLLMReranker),
-    ]
+    (RerankerModelClass(reranker.model_class), reranker)
+    for reranker in (FlaxReranker, FlaxLLMReranker, LayerWiseFlaxLLMReranker, LightWeightFlaxLLMReranker)
 )
 
 
@@ -43,7 +28,7 @@ class RerankerConfig:
     Attributes:
         model_class: the class to make.
         trust_remote_code: as in FlagEmbedding; without effect here, where no remote code runs.
-        missing_architecture: what would have to be built first, for models that cannot be loaded yet.
+        missing_architecture: what has to be built first, for models that cannot be loaded yet.
     """
 
     model_class: type[AbsReranker]
@@ -80,9 +65,7 @@ class FlaxAutoReranker:
     """Chooses the reranker class for a model; made with `from_finetuned`, never by calling it."""
 
     def __init__(self) -> None:
-        raise OSError(
-            "FlaxAutoReranker is not made by calling it: use FlaxAutoReranker.from_finetuned(model_name_or_path)"
-        )
+        raise OSError("FlaxAutoReranker cannot be called: use FlaxAutoReranker.from_finetuned(model_name_or_path)")
 
     @classmethod
     def from_finetuned(
@@ -91,7 +74,7 @@ class FlaxAutoReranker:
         model_class: str | RerankerModelClass | None = None,
         use_fp16: bool = False,
         trust_remote_code: bool | None = None,
-        **kwargs: Any,
+        **settings: Any,
     ) -> AbsReranker:
         """Load a reranker.
 
@@ -102,50 +85,62 @@ class FlaxAutoReranker:
         Args:
             model_name_or_path: a folder, or a name on the Hugging Face hub.
             model_class: a `RerankerModelClass` or its value.
-            use_fp16: half precision; see `AbsReranker`.
+            use_fp16: half precision on TPU and GPU, which is the default there.
             trust_remote_code: no remote code ever runs here, so True changes nothing.
-            kwargs: arguments of the class. A Flax checkpoint has its own for scoring (prompt, lengths, layers), which
-                count where these say nothing.
+            settings: of the class, see `flax_rerank.settings`. A Flax checkpoint has its own (prompt, lengths,
+                layers), which count where these say nothing.
 
         Raises:
             ValueError: neither the name nor a config.json says which class.
             NotImplementedError: a known model whose architecture is not there yet.
-            TypeError: an argument that the class does not have.
+            TypeError: a setting that the class does not have.
         """
-        name = str(model_name_or_path)
-        chosen, scoring = class_of(name, model_class, kwargs.get("cache_dir"))
-        return chosen(name, use_fp16=use_fp16, trust_remote_code=bool(trust_remote_code), **scoring | kwargs)
+        spec = find_spec(
+            str(model_name_or_path),
+            model_class,
+            use_fp16=use_fp16,
+            trust_remote_code=bool(trust_remote_code),
+            **settings,
+        )
+        return class_of(spec).from_spec(spec)
 
 
-def class_of(
-    name: str, model_class: str | RerankerModelClass | None = None, cache_dir: str | None = None
-) -> tuple[type[AbsReranker], dict[str, Any]]:
-    """The class that a model is loaded with, and the arguments for it that a Flax checkpoint keeps.
-
-    Args:
-        name, model_class: as for `FlaxAutoReranker.from_finetuned`.
-        cache_dir: where snapshots from the hub are kept.
+def find_spec(name: str, model_class: str | RerankerModelClass | None = None, **settings: Any) -> Spec:
+    """The spec of the model called `name`, whose class is found as `FlaxAutoReranker.from_finetuned` does it.
 
     Raises:
         As `FlaxAutoReranker.from_finetuned`.
     """
-    given = None if model_class is None else RERANKER_CLASS_MAPPING[_as_model_class(model_class)]
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        config = convert.read_config(folder)
-        if checkpoint.is_flax_config(config):
-            checkpoint.require_known_format(folder, config)
-            chosen = RERANKER_CLASS_MAPPING[RerankerModelClass(config["model_class"])]
-            return given or chosen, config["scoring"] if given in (None, chosen) else {}
-    by_name = given or class_of_name(name)
-    return (by_name, {}) if by_name is not None else _class_of_config(name, cache_dir)
-
-
-def _as_model_class(value: str | RerankerModelClass) -> RerankerModelClass:
+    chosen, known = find_model_class(name, model_class)
     try:
-        return RerankerModelClass(value)
-    except ValueError as error:
-        raise ValueError(f"model_class {value!r} is not one of {_model_classes()}") from error
+        return open_spec(name, chosen, known, **settings)
+    except UnknownKindError as error:
+        raise ValueError(
+            f"{error}. Known names: {', '.join(AUTO_RERANKER_MAPPING)}; or pass model_class, one of {_model_classes()}"
+        ) from error
+
+
+def find_model_class(
+    name: str, model_class: str | RerankerModelClass | None = None
+) -> tuple[RerankerModelClass | None, RerankerModelClass | None]:
+    """The kind that `model_class` asks for, and that which the name stands for; None where they say nothing.
+
+    Raises:
+        ValueError: a model class that does not exist.
+        NotImplementedError: a known model whose architecture is not there yet.
+    """
+    if model_class is not None:
+        return _as_model_class(model_class), None
+    named = class_of_name(name)
+    return None, None if named is None else RerankerModelClass(named.model_class)
+
+
+def class_of(spec: Spec) -> type[AbsReranker]:
+    """The class that scores with a spec: that of its name, where this has the spec's kind."""
+    named = class_of_name(spec.name)
+    if named is not None and named.model_class == spec.model_class.value:
+        return named
+    return RERANKER_CLASS_MAPPING[spec.model_class]
 
 
 def class_of_name(name: str) -> type[AbsReranker] | None:
@@ -166,26 +161,11 @@ def class_of_name(name: str) -> type[AbsReranker] | None:
     return config.model_class
 
 
-def _class_of_config(name: str, cache_dir: str | None) -> tuple[type[AbsReranker], dict[str, Any]]:
-    known = f"known names: {', '.join(AUTO_RERANKER_MAPPING)}; or pass model_class, one of {_model_classes()}"
+def _as_model_class(value: str | RerankerModelClass) -> RerankerModelClass:
     try:
-        folder = local_folder(name, cache_dir, config_only=True)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(f"{name!r} is no known name, and {error}. {known}") from error
-    config = convert.read_config(folder)
-    if checkpoint.is_flax_config(config):
-        checkpoint.require_known_format(folder, config)
-        return RERANKER_CLASS_MAPPING[RerankerModelClass(config["model_class"])], config["scoring"]
-    convert.refuse_embedding_model(config)
-    value = convert.model_class_of(config)
-    if value is None:
-        raise ValueError(
-            f"{name!r} is no known name, and its config.json does not say which class it is (architectures: "
-            f"{config.get('architectures')}, model_type: {config.get('model_type')!r}). {known}"
-        )
-    return RERANKER_CLASS_MAPPING[RerankerModelClass(value)], {}
+        return RerankerModelClass(value)
+    except ValueError as error:
+        raise ValueError(f"model_class {value!r} is not one of {_model_classes()}") from error
 
 
 def _model_classes() -> str:

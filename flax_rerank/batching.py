@@ -135,8 +135,12 @@ class Planner:
         rows = max(table[-1].tokens // self.limit // self.multiple, 1) * self.multiple
         return *table, Shape(rows, self.limit)
 
-    def steps(self, lengths: np.ndarray, table: Table) -> list[Step]:
-        """Cut pairs into steps, the longest first. None may be longer than the last of `table`."""
+    def steps(self, lengths: np.ndarray, table: Table, *, fixed: bool = False) -> list[Step]:
+        """Cut pairs into steps, the longest first. None may be longer than the last of `table`.
+
+        The last step has fewer rows where few are left; not if the table is `fixed`: then nothing but its shapes has
+        to be compiled.
+        """
         order = np.argsort(-lengths, kind="stable")
         ends = np.asarray([shape.length for shape in table])
         steps = []
@@ -144,7 +148,7 @@ class Planner:
         while start < len(order):
             shape = table[np.searchsorted(ends, lengths[order[start]])]
             pairs = order[start : start + shape.rows]
-            if len(pairs) < shape.rows * NEARLY_FULL:
+            if len(pairs) < shape.rows * NEARLY_FULL and not fixed:
                 rows = self.multiple * _power_of_two_at_least(-(-len(pairs) // self.multiple))
                 shape = Shape(min(rows, shape.rows), shape.length)
             steps.append(Step(pairs, shape))

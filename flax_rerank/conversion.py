@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from flax_rerank import checkpoint
-from flax_rerank.auto import RerankerModelClass, class_of
+from flax_rerank.auto import class_of, find_spec
 from flax_rerank.checkpoint import Contents, Parameter
 from flax_rerank.convert import TorchCheckpoint
-from flax_rerank.convert.rules import Index, Shape
 from flax_rerank.dtypes import DTYPES
-from flax_rerank.rerankers import AbsReranker
-from flax_rerank.rerankers.arguments import scoring_arguments
-from flax_rerank.sharding import host_device
+from flax_rerank.params import Index, Shape
+from flax_rerank.rerankers.call import resolve
+from flax_rerank.settings import RerankerModelClass
+from flax_rerank.spec import Spec
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def convert(
     keep_head: bool = False,
     overwrite: bool = False,
     show_progress_bar: bool = False,
-    **arguments: Any,
+    **settings: Any,
 ) -> Conversion:
     """Convert a PyTorch checkpoint. The folder appears when it is complete, never before; the source is only read.
 
@@ -73,7 +72,7 @@ def convert(
             without it there is no way back to PyTorch.
         overwrite: replace a Flax checkpoint that is there.
         show_progress_bar: of the bytes written and checked.
-        arguments: of the reranker's class. Those for scoring are kept in the checkpoint.
+        settings: of the reranker. Those of the model are kept in the checkpoint.
 
     Raises:
         FileExistsError: `out` is there and may not be replaced.
@@ -84,21 +83,17 @@ def convert(
     started = time.perf_counter()
     refuse_nesting(source, out)
     checkpoint.refuse_existing(out, overwrite)
-    reranker, opened = without_weights(source, model_class=model_class, dtype=dtype, **arguments)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    spec = find_spec(source, model_class, **settings)
+    resolve(spec, spec.settings)
+    opened = open_torch(spec)
     chosen = DTYPES[dtype] if dtype else opened.dtype()
     params = {
         path: Parameter(shape, chosen, partial(_parts, partial(opened.read, path, chosen), shape, chosen))
         for path, shape in opened.shapes().items()
     }
-    contents = Contents(
-        model_class=reranker.model_class,
-        module=opened.module,
-        params=params,
-        tokenizer=reranker.tokenizer,
-        scoring=scoring_arguments(reranker),
-        source_config=opened.config,
-        kept=_kept(opened) if keep_head else {},
-    )
+    contents = Contents(spec, spec.settings, params, _kept(opened) if keep_head else {})
     stopped = threading.Event()
 
     def stop(count: int) -> None:
@@ -117,7 +112,7 @@ def convert(
             with lock:  # what is beside the arrays is checked too, but little
                 bar.update(min(count, bar.total - bar.n))
 
-        described = pool.submit(_describe, source, arguments.get("peft_path"), opened, reranker.tokenizer.files, stop)
+        described = pool.submit(_describe, spec, opened, stop)
         try:
             checkpoint.write(out, contents, described.result, overwrite=overwrite, on_bytes=on_bytes)
         finally:
@@ -125,7 +120,7 @@ def convert(
     return Conversion(
         folder=opened.folder,
         adapter=opened.adapter,
-        reranker=type(reranker).__name__,
+        reranker=class_of(spec).__name__,
         parameters=sum(param.nbytes for param in params.values()) // chosen.itemsize,
         dtype=chosen,
         bytes=contents.nbytes,
@@ -142,33 +137,6 @@ def refuse_nesting(source: str, out: Path) -> None:
         raise ValueError(f"{out} holds the source {source}, which writing would remove")
     if out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{out} lies in the source {source}, which is not written to")
-
-
-def without_weights(
-    source: str, *, model_class: str | RerankerModelClass | None = None, **arguments: Any
-) -> tuple[AbsReranker, TorchCheckpoint]:
-    """A reranker with an abstract model, which cannot score, and the checkpoint that its weights are in.
-
-    All that the constructor checks is checked.
-
-    Raises:
-        As `FlaxAutoReranker.from_finetuned`; ValueError: `source` is a Flax checkpoint.
-    """
-    chosen, _ = class_of(source, model_class, arguments.get("cache_dir"))
-    reranker = type(chosen.__name__, (_WithoutWeights, chosen), {})(source, devices=host_device(), **arguments)
-    return reranker, reranker.checkpoint
-
-
-class _WithoutWeights(AbsReranker):
-    """Mixed into a reranker's class, keeps it from reading weights."""
-
-    checkpoint: TorchCheckpoint
-
-    def _load_model(self, folder: Path, cache_dir: str | None) -> nnx.Module:
-        if checkpoint.is_flax_config(self.source_config):
-            raise ValueError(f"{folder} is a Flax checkpoint already")
-        self.checkpoint = self._open_torch(folder, cache_dir)
-        return self.checkpoint.module
 
 
 def _parts(read: Callable[[Index], np.ndarray], shape: Shape, dtype: np.dtype) -> Iterator[tuple[Index, np.ndarray]]:
@@ -192,13 +160,7 @@ def _kept(opened: TorchCheckpoint) -> dict[str, Parameter]:
     }
 
 
-def _describe(
-    source: str,
-    adapter: str | None,
-    opened: TorchCheckpoint,
-    tokenizer_files: Sequence[Path],
-    on_bytes: Callable[[int], None],
-) -> dict[str, Any]:
+def _describe(spec: Spec, opened: TorchCheckpoint, on_bytes: Callable[[int], None]) -> dict[str, Any]:
     """What the manifest says about the source and its adapter: with the sha256 of the files that were read."""
 
     def described(name: str, folder: Path, files: Iterable[Path]) -> dict[str, Any]:
@@ -206,8 +168,8 @@ def _describe(
         return checkpoint.describe_source(name, folder) | {"files": {file.name: hashes[file] for file in hashes}}
 
     own = [file for file in opened.source.files if file.parent != opened.adapter]
-    result = described(source, opened.folder, (opened.folder / "config.json", *own, *tokenizer_files))
+    result = described(spec.name, opened.folder, (opened.folder / "config.json", *own, *spec.tokenizer.files))
     if opened.adapter is not None:
         others = (file for file in opened.source.files if file.parent == opened.adapter)
-        result["adapter"] = described(str(adapter), opened.adapter, others)
+        result["adapter"] = described(str(spec.settings.peft_path), opened.adapter, others)
     return result

@@ -1,4 +1,6 @@
-"""Which dtype a model computes in."""
+"""Which dtypes a model stores, computes and sums in."""
+
+from dataclasses import dataclass, fields
 
 import ml_dtypes
 import numpy as np
@@ -9,8 +11,29 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
-def choose_dtype(dtype: str | None, *, use_fp16: bool, use_bf16: bool, platform: str) -> np.dtype:
-    """The dtype of parameters and activations.
+@dataclass(frozen=True)
+class DTypes:
+    """The dtype policy of a model. Frozen and hashable.
+
+    Norms, softmax, biases and heads are computed in float32 whatever the policy, from the parameters as stored.
+
+    Attributes:
+        stored: of the parameters.
+        computed: of activations, and of parameters in products.
+        summed: of the sums in products.
+    """
+
+    stored: np.dtype
+    computed: np.dtype
+    summed: np.dtype = DTYPES["float32"]
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, np.dtype(getattr(self, field.name)))
+
+
+def choose_dtype(dtype: str | None, *, use_fp16: bool, use_bf16: bool, platform: str) -> DTypes:
+    """The policy for scoring: parameters are stored in the dtype that is computed in.
 
     `dtype` decides if given. Else `use_bf16` gives bfloat16 everywhere. Else it is bfloat16 on TPU and GPU,
     whether `use_fp16` is set or not, and float32 on CPU, where FlagEmbedding too ignores `use_fp16`.
@@ -18,13 +41,12 @@ def choose_dtype(dtype: str | None, *, use_fp16: bool, use_bf16: bool, platform:
     Raises:
         ValueError: an unknown dtype, or float32 together with a request for half precision.
     """
-    if dtype is not None:
+    if dtype is None:
+        name = "bfloat16" if use_bf16 or platform != "cpu" else "float32"
+    else:
         name = str(dtype) if isinstance(dtype, str) else np.dtype(dtype).name
-        if name not in DTYPES:
-            raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        if name == "float32" and (use_fp16 or use_bf16):
-            raise ValueError("dtype='float32' contradicts use_fp16 or use_bf16: give one of them")
-        return DTYPES[name]
-    if use_bf16:
-        return DTYPES["bfloat16"]
-    return DTYPES["float32" if platform == "cpu" else "bfloat16"]
+    if name not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if dtype is not None and name == "float32" and (use_fp16 or use_bf16):
+        raise ValueError("dtype='float32' contradicts use_fp16 or use_bf16: give one of them")
+    return DTypes(stored=DTYPES[name], computed=DTYPES[name])

@@ -3,11 +3,16 @@
 import re
 from pathlib import Path
 
-from flax_rerank.tokenizer import FILES as TOKENIZER_FILES
+from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
 CONFIG_FILES = ("config.json", "adapter_config.json")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+FLAX_FILES = ("params/*", "manifest.json")
 PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+class HubError(OSError):
+    """A model is not on the Hugging Face hub, or the hub cannot be reached."""
 
 
 def local_folder(name: str, cache_dir: str | None = None, *, config_only: bool = False) -> Path:
@@ -17,7 +22,7 @@ def local_folder(name: str, cache_dir: str | None = None, *, config_only: bool =
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        OSError: the hub does not have the model or cannot be reached.
+        HubError: the hub does not have the model or cannot be reached.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -29,15 +34,17 @@ def local_folder(name: str, cache_dir: str | None = None, *, config_only: bool =
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    files = [*CONFIG_FILES] if config_only else [*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES]
+    files = [*CONFIG_FILES]
+    if not config_only:
+        files += [*TOKENIZER_FILES, *WEIGHT_FILES, *FLAX_FILES]
     try:
         folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=files))
-        if not config_only and not any(folder.glob("*.safetensors")):
+        if not config_only and not any(folder.glob("*.safetensors")) and not (folder / "params").is_dir():
             folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=[*files, *PICKLE_FILES]))
         return folder
     except (OSError, HTTPError, HFValidationError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise OSError(
-            f"{name} is no local folder and could not be had from the Hugging Face hub ({reason}). "
+        raise HubError(
+            f"{name} is not a local folder, and the Hugging Face hub did not give it ({reason}). "
             "A folder with config.json, tokenizer and weights works without the hub"
         ) from error

@@ -19,12 +19,12 @@ from flax_rerank.checkpoint.manifest import MANIFEST
 from flax_rerank.checkpoint.params import StoredParams
 from flax_rerank.convert.export import read_model_config
 from flax_rerank.convert.hf_config import HFConfig
-from flax_rerank.convert.load import family_of, model_class_of, parameters_of, read_config
+from flax_rerank.convert.load import FLOAT32, family_of, model_class_of, parameters_of, read_config
 from flax_rerank.convert.rules import CheckpointError, Shape, assign
 from flax_rerank.convert.torch_files import open_torch_files
-from flax_rerank.models import EncoderConfig
+from flax_rerank.models import EncoderConfig, Readout
 from flax_rerank.sharding import host_device
-from flax_rerank.tokenizer import Tokenizer
+from flax_rerank.text.tokenizer import Tokenizer
 
 
 @dataclass
@@ -111,8 +111,8 @@ def _inspect_torch(path: Path, hf: Mapping[str, Any], found: Inspection) -> None
     with found.noting():
         family = family_of(hf)
         found.facts |= _facts_of_class(path, hf)
-        config = family.config(HFConfig(hf))
-        found.facts |= _facts_of_config(config)
+        config = family.architecture(HFConfig(hf))
+        found.facts |= _facts_of_config(*config)
     with found.noting("a file of weights"):
         source = open_torch_files(path)
         tensors, dtypes = source.shapes(), source.dtypes()
@@ -124,7 +124,7 @@ def _inspect_torch(path: Path, hf: Mapping[str, Any], found: Inspection) -> None
         }
         if family is not None and config is not None:
             params = _shapes_of(family.module, config)
-            found.reasons += assign(tensors, params, family.rules(config, hf), family.ignored(config))[1]
+            found.reasons += assign(tensors, params, family.rules(*config, hf), family.ignored(config[1]))[1]
     with found.noting("a tokenizer file"):
         Tokenizer.from_folder(path)
     _construct(path, found)
@@ -138,7 +138,7 @@ def _inspect_flax(path: Path, config: Mapping[str, Any], found: Inspection) -> N
     module = None
     with found.noting():
         module = read_model_config(path, config)
-        found.facts |= _facts_of_config(module)
+        found.facts |= _facts_of_config(*module)
     with found.noting(f"{checkpoint.PARAMS}/"):
         stored = StoredParams(path / checkpoint.PARAMS)
         shapes, dtypes = stored.shapes(), stored.dtypes()
@@ -181,7 +181,7 @@ def _facts_of_class(path: Path, hf: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _facts_of_config(config: Any) -> dict[str, Any]:
+def _facts_of_config(config: Any, readout: Readout) -> dict[str, Any]:
     facts = {
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
@@ -192,7 +192,7 @@ def _facts_of_config(config: Any) -> dict[str, Any]:
         return facts | {"positions": config.max_length}
     return facts | {
         "key_value_heads": config.num_key_value_heads,
-        "scores_after_layers": list(config.head_layers),
+        "scores_after_layers": list(readout.layers),
         "positions": config.max_position_embeddings,
     }
 
@@ -215,12 +215,15 @@ class _WithoutWeights:
             return self._open_torch(folder, cache_dir).module
         self.source_config = config["source_config"]
         module, _ = checkpoint.ARCHITECTURES[config["architecture"]]
-        model_config = dataclasses.replace(read_model_config(folder, config), **self._config_overrides())
-        return nnx.eval_shape(lambda: module(model_config))
+        model_config, readout = read_model_config(folder, config)
+        overrides = self._config_overrides()
+        readout = dataclasses.replace(readout, tokens=overrides.pop("tokens", readout.tokens))
+        model_config = dataclasses.replace(model_config, **overrides)
+        return nnx.eval_shape(lambda: module(model_config, readout, FLOAT32))
 
 
-def _shapes_of(module: type[nnx.Module], config: Any) -> dict[str, Shape]:
-    params = parameters_of(nnx.eval_shape(lambda: module(config)))
+def _shapes_of(module: Any, config: Any) -> dict[str, Shape]:
+    params = parameters_of(nnx.eval_shape(lambda: module(*config, FLOAT32)))
     return {path: param.get_value().shape for path, param in params.items()}
 
 

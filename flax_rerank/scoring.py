@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections import deque
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,78 +15,94 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from flax_rerank.batching import Shape, Step
+from flax_rerank.dtypes import DTypes
+from flax_rerank.models.compression import Compression
+from flax_rerank.models.readout import Readout
 from flax_rerank.out_of_memory import is_out_of_memory
-from flax_rerank.pairs import TokenizedPairs
 from flax_rerank.sharding import DATA, over_data, replicated, spans_processes
+from flax_rerank.text.pairs import TokenizedPairs
 
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 4
+# A server runs for months: of its programs those that were not used for longest are forgotten.
+MOST_PROGRAMS = 128
 
-Options = tuple[tuple[str, Any], ...]
+Params = Mapping[str, jax.Array]
+Static = tuple[Readout, Compression | None]
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Scorer:
-    """One model on one mesh, compiled once per shape. Safe to call from several threads.
+    """Scores batches with the parameters that it is given, on one mesh. Safe to call from several threads.
 
-    The step is jitted over the flat leaves of the model: flattening a module on every call costs more than
-    dispatching the step, and closing over weights would put them into every program as constants. The parameters
-    stay where they are: on the mesh, sharded or not.
+    The step is jitted over the flat parameters: flattening a module on every call costs more than dispatching the
+    step, and closing over weights would put them into every program as constants. The parameters stay where they are:
+    on the mesh, sharded or not.
+
+    Args:
+        module: the model, abstract or not; its own parameters are not used.
+        mesh: the devices.
+        dtypes: those of the model.
 
     Attributes:
         budget: tokens that a step may compute, once a larger one did not fit into memory; None before.
     """
 
-    def __init__(self, model: nnx.Module, mesh: Mesh) -> None:
-        graphdef, state = nnx.split(model)
-        leaves, treedef = jax.tree.flatten(state)
-        self._leaves = tuple(leaves)
-        self._batch_sharding = over_data(mesh)
-        self._spans_processes = spans_processes(mesh)
-        # float32 means float32: TPUs and GPUs multiply in less by default. It changes nothing in bfloat16.
-        precision = "highest" if all(leaf.dtype == np.float32 for leaf in leaves) else None
+    def __init__(self, module: nnx.Module, mesh: Mesh, dtypes: DTypes) -> None:
+        graphdef, state = nnx.split(module)
+        paths = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
+        treedef = jax.tree.structure(state)
+        # float32 means float32: TPUs and GPUs multiply in less by default.
+        precision = "highest" if dtypes.computed == np.float32 else None
 
-        def step(leaves: Sequence[jax.Array], batch: tuple[jax.Array, ...], options: Options) -> jax.Array:
+        def apply(params: Params, batch: tuple[jax.Array, ...], static: Static) -> jax.Array:
+            readout, compression = static
+            model = nnx.merge(graphdef, jax.tree.unflatten(treedef, [params[path] for path in paths]))
             # The mesh tells the model which devices it is traced for.
             with jax.default_matmul_precision(precision), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(*batch, **dict(options))
+                return model(*batch, readout=readout, compression=compression)
 
+        self._apply = apply
+        self._programs: OrderedDict[tuple[Shape, Static], Callable[..., jax.Array]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._batch_sharding = over_data(mesh)
+        self._spans_processes = spans_processes(mesh)
         # The host can put the rows together itself where it reaches all devices: no collective for that.
-        out = replicated(mesh) if self._spans_processes else over_data(mesh)
-        # Nothing is donated: ids, the only input of size, are int32 [rows, length], and no result is of that size.
-        self._step = jax.jit(step, static_argnames="options", out_shardings=out)
+        self._out = replicated(mesh) if self._spans_processes else over_data(mesh)
         self.mesh = mesh
         self.row_multiple = mesh.shape[DATA]
         self.budget: int | None = None
 
     def __call__(
         self,
+        params: Params,
         pairs: TokenizedPairs,
         steps: Sequence[Step],
-        options: Callable[[int], Mapping[str, Any]] = lambda length: {},
+        static: Callable[[int], Static],
         *,
         show_progress_bar: bool = False,
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, list[Step]]:
         """Run the steps; the host runs ahead of the devices by a few steps.
 
         A step that does not fit into memory is cut in two, and so are all later ones of its size.
 
         Args:
+            params: the model's parameters, by their dotted paths.
             pairs: what the steps index into.
             steps: a plan that covers every pair at most once.
-            options: keyword arguments of the model for steps of a given length; hashable, since each set is
-                compiled on its own.
+            static: the model's static arguments for steps of a given length; each set is compiled on its own.
 
         Returns:
-            float32 [pairs, outputs of the model], in the order of `pairs`; NaN for pairs in none of the steps.
+            float32 [pairs, outputs of the model], in the order of `pairs`, NaN for pairs in none of the steps; and the
+            steps that were run.
 
         Raises:
             MemoryError: a step of the fewest rows does not fit into memory.
         """
         left = deque(steps)
         waiting: deque[tuple[Step, jax.Array]] = deque()
-        scores: dict[int, np.ndarray] = {}
+        done: list[tuple[Step, np.ndarray]] = []
 
         def fetch() -> None:
             step, result = waiting.popleft()
@@ -94,10 +111,11 @@ class Scorer:
             except jax.errors.JaxRuntimeError as error:
                 left.extendleft(reversed(self._halve(step, error)))
                 return
-            scores.update(zip(step.pairs.tolist(), rows, strict=False))
+            done.append((step, rows[: len(step.pairs)]))
             bar.update(len(step.pairs))
 
-        with tqdm(total=len(pairs), desc="Scoring", unit="pair", leave=None, disable=not show_progress_bar) as bar:
+        total = sum(len(step.pairs) for step in steps)
+        with tqdm(total=total, desc="Scoring", unit="pair", leave=None, disable=not show_progress_bar) as bar:
             while left or waiting:
                 if not left or len(waiting) > IN_FLIGHT:
                     fetch()
@@ -107,18 +125,18 @@ class Scorer:
                     left.extendleft(reversed(step.halves(self.row_multiple)))
                     continue
                 try:
-                    result = self._dispatch(make_batch(pairs, step), options(step.shape.length))
+                    result = self._dispatch(params, make_batch(pairs, step), static(step.shape.length))
                 except jax.errors.JaxRuntimeError as error:
                     left.extendleft(reversed(self._halve(step, error)))
                     continue
                 waiting.append((step, result))
-        outputs = next(iter(scores.values())).shape if scores else (0,)
-        result = np.full((len(pairs), *outputs), np.nan, np.float32)
-        for pair, row in scores.items():
-            result[pair] = row
-        return result
+        outputs = done[0][1].shape[1] if done else 0
+        scores = np.full((len(pairs), outputs), np.nan, np.float32)
+        for step, rows in done:
+            scores[step.pairs] = rows
+        return scores, [step for step, _ in done]
 
-    def warmup(self, shapes: Sequence[Shape], options: Callable[[int], Mapping[str, Any]] = lambda length: {}) -> None:
+    def warmup(self, params: Params, shapes: Sequence[Shape], static: Callable[[int], Static]) -> None:
         """Compile steps of these shapes, several at a time, and run each once on empty rows."""
 
         def run(shape: Shape) -> None:
@@ -126,7 +144,7 @@ class Scorer:
             while self._too_large(step.shape):
                 step = step.halves(self.row_multiple)[0]
             try:
-                self._dispatch(empty_batch(step.shape), options(shape.length)).block_until_ready()
+                self._dispatch(params, empty_batch(step.shape), static(shape.length)).block_until_ready()
             except jax.errors.JaxRuntimeError as error:
                 self._halve(step, error)
                 run(shape)
@@ -136,23 +154,40 @@ class Scorer:
         with ThreadPoolExecutor(max(workers, 1)) as pool:
             list(pool.map(run, shapes))
 
-    def trace(self, shape: Shape, options: Mapping[str, Any]) -> jax.stages.Traced:
-        """The step of a shape as it would run, for looking at or compiling. Model and mesh may be abstract: parameters
-        without values, devices that are not there."""
+    def trace(self, params: Mapping[str, Any], shape: Shape, static: Static) -> jax.stages.Traced:
+        """The step of a shape as it would run, for looking at or compiling. Parameters and mesh may be abstract:
+        shapes without values, devices that are not there."""
         batch = tuple(
             jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self._batch_sharding)
             for array in empty_batch(shape)
         )
-        return self._step.trace(self._leaves, batch, tuple(options.items()))
+        return self._program(shape, static).trace(dict(params), batch)
 
-    def _dispatch(self, batch: Batch, options: Mapping[str, Any]) -> jax.Array:
+    def _program(self, shape: Shape, static: Static) -> Any:
+        """The jitted step for one shape and one set of static arguments."""
+        key = shape, static
+        with self._lock:
+            if key not in self._programs:
+
+                def step(params: Params, batch: tuple[jax.Array, ...]) -> jax.Array:
+                    return self._apply(params, batch, static)
+
+                # Nothing is donated: ids, the only input of size, are int32 [rows, length], and no result is of that
+                # size.
+                self._programs[key] = jax.jit(step, out_shardings=self._out)
+            self._programs.move_to_end(key)
+            while len(self._programs) > MOST_PROGRAMS:
+                self._programs.popitem(last=False)
+            return self._programs[key]
+
+    def _dispatch(self, params: Params, batch: Batch, static: Static) -> jax.Array:
         if self._spans_processes:
             placed = tuple(
                 jax.make_array_from_callback(array.shape, self._batch_sharding, array.__getitem__) for array in batch
             )
         else:
             placed = jax.device_put(batch, self._batch_sharding)
-        return self._step(self._leaves, placed, tuple(options.items()))
+        return self._program(Shape(*batch[0].shape), static)(dict(params), placed)
 
     def _too_large(self, shape: Shape) -> bool:
         return self.budget is not None and shape.tokens > self.budget and shape.rows > self.row_multiple

@@ -126,7 +126,7 @@ def check_scores(
             return Check("scores", skipped=skipped)
         torch_scorer = score_with_transformers
     dtype = next(iter(params.dtypes().values()))
-    token = getattr(read_model_config(folder, config), "score_token", None)
+    token = next(iter(read_model_config(folder, config)[1].tokens), None)
     scores, pairs = _score_with_flax(folder, host_device() if devices is None else devices)
     gc.collect()  # of the two models one at a time is in memory
     expected = torch_scorer(source, class_name, dtype, token, pairs)
@@ -205,8 +205,7 @@ def score_with_transformers(
             positions = torch.arange(len(pair.ids))[None]
             inputs = {"input_ids": torch.from_numpy(pair.ids).long()[None]}
             if token is not None:
-                # As the Flax model in float32 and FlagEmbedding's padding have it; rotary angles round by position.
-                inputs["position_ids"] = positions + -len(pair.ids) % 8
+                inputs["position_ids"] = positions
             elif model.config.type_vocab_size > 1:
                 inputs["token_type_ids"] = (positions >= pair.passage_start).long()
             logits = model(**inputs).logits[0]

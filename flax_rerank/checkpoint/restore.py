@@ -1,10 +1,10 @@
 """A Flax checkpoint to a module, on whatever devices."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 
@@ -12,7 +12,8 @@ from flax_rerank.checkpoint.folder import PARAMS, require_known_format
 from flax_rerank.checkpoint.params import StoredParams
 from flax_rerank.convert.load import materialize, parameters_of
 from flax_rerank.convert.rules import CheckpointError
-from flax_rerank.models import Decoder, DecoderConfig, Encoder, EncoderConfig
+from flax_rerank.dtypes import DTypes
+from flax_rerank.models import Decoder, DecoderConfig, Encoder, EncoderConfig, Readout
 
 ARCHITECTURES: Mapping[str, tuple[type[nnx.Module], type]] = {
     "Encoder": (Encoder, EncoderConfig),
@@ -23,7 +24,7 @@ ARCHITECTURES: Mapping[str, tuple[type[nnx.Module], type]] = {
 def load_model(
     folder: Path,
     config: Mapping[str, Any],
-    dtype: np.dtype,
+    dtypes: DTypes,
     shardings: Callable[[nnx.Module], Mapping[str, Sharding]],
     **overrides: Any,
 ) -> nnx.Module:
@@ -32,7 +33,7 @@ def load_model(
     Args:
         folder: the checkpoint.
         config: its config.json.
-        dtype: of the parameters.
+        dtypes: of the module.
         shardings: where each parameter goes, by its dotted path, for an abstract module.
         overrides: fields of the model's config, in place of those that were saved.
 
@@ -42,8 +43,11 @@ def load_model(
     """
     require_known_format(folder, config)
     module, config_class = ARCHITECTURES[config["architecture"]]
+    readout = Readout(**config["readout"])
+    if "tokens" in overrides:
+        readout = dataclasses.replace(readout, tokens=overrides.pop("tokens"))
     model_config = config_class(**config["architecture_config"] | overrides)
-    abstract = nnx.eval_shape(lambda: module(model_config))
+    abstract = nnx.eval_shape(lambda: module(model_config, readout, dtypes))
     stored = StoredParams(folder / PARAMS)
     wanted = {path: param.get_value().shape for path, param in parameters_of(abstract).items()}
     shapes = stored.shapes()
@@ -56,4 +60,4 @@ def load_model(
     ]
     if faults:
         raise CheckpointError(folder, faults)
-    return materialize(abstract, shardings(abstract), lambda path, index: stored.read(path, dtype, index))
+    return materialize(abstract, shardings(abstract), lambda path, index: stored.read(path, dtypes.stored, index))

@@ -21,7 +21,7 @@ from flax_rerank.checkpoint.params import Parameter, write_params
 from flax_rerank.convert.load import parameters_of
 from flax_rerank.convert.rules import Index
 from flax_rerank.convert.torch_files import write_safetensors
-from flax_rerank.tokenizer import Tokenizer
+from flax_rerank.text.tokenizer import Tokenizer
 
 ROOM = 64 << 20  # on the disk, for what is beside the arrays
 
@@ -109,6 +109,7 @@ def write(
         "model_class": contents.model_class,
         "architecture": type(contents.module).__name__,
         "architecture_config": dataclasses.asdict(contents.module.config),
+        "readout": dataclasses.asdict(contents.module.readout),
         "scoring": dict(contents.scoring),
         "source_config": dict(contents.source_config),
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flax_rerank.cli.loading import add_model_arguments, add_scoring_arguments, given_arguments, naming_options
+from flax_rerank.cli.loading import add_model_class, add_settings, given_settings, naming_options
 from flax_rerank.conversion import convert
 from flax_rerank.convert.export import export_checkpoint
 from flax_rerank.verification import Check, verify
@@ -26,12 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--verify", action="store_true", help="compare OUT with SOURCE; exit with 1 if they differ")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
-    add_model_arguments(parser)
-    add_scoring_arguments(
-        parser.add_argument_group(
-            "options for scoring", "Kept in OUT, for all who load it.", argument_default=argparse.SUPPRESS
-        )
-    )
+    add_model_class(parser)
+    add_settings(parser, lambda field: field.name in ("dtype", "peft_path", "cache_dir"))
+    group = parser.add_argument_group("settings of the model", "Kept in OUT, for all who load it.")
+    add_settings(group, lambda field: field.metadata["kept"])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,13 +40,14 @@ def run(args: argparse.Namespace) -> int:
         And as `flax_rerank.conversion.convert` and `export_checkpoint`.
     """
     show_progress_bar = not args.no_progress and sys.stderr.isatty()
-    given = given_arguments(args)
+    given = given_settings(args)
     if args.to == "pytorch":
         return _to_pytorch(args, given, show_progress_bar)
-    with naming_options(args.source, given):
+    with naming_options(args.source):
         done = convert(
             args.source,
             args.out,
+            model_class=args.model_class,
             keep_head=args.keep_head,
             overwrite=args.overwrite,
             show_progress_bar=show_progress_bar,
@@ -81,10 +80,10 @@ def table(checks: Sequence[Check]) -> str:
 
 def _to_pytorch(args: argparse.Namespace, given: Mapping[str, Any], show_progress_bar: bool) -> int:
     wrong = [name for name in given if name != "dtype"] + [
-        name for name in ("keep_head", "verify") if vars(args)[name]
+        name for name in ("model_class", "keep_head", "verify") if vars(args)[name]
     ]
     if wrong:
-        raise ValueError(f"--{wrong[0].replace('_', '-')} is no option for --to pytorch")
+        raise ValueError(f"--{wrong[0].replace('_', '-')} is not an option for --to pytorch")
     started = time.perf_counter()
     dtype = export_checkpoint(
         Path(args.source).expanduser(),

@@ -1,100 +1,47 @@
-"""What the subcommands share: the options that choose and load a reranker."""
+"""What the subcommands share: the options that choose a reranker and its settings."""
 
 import argparse
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import Field, fields
 from typing import Any
 
-from flax_rerank.auto import FlaxAutoReranker, RerankerModelClass
-from flax_rerank.dtypes import DTYPES
-from flax_rerank.rerankers import AbsReranker
+from flax_rerank.cli.options import add_options, given
+from flax_rerank.settings import SETTINGS, RerankerModelClass, UnknownSettingError
 
-RERANKER_ARGUMENTS = (
-    "model_class",
-    "peft_path",
-    "dtype",
-    "cache_dir",
-    "devices",
-    "batch_size",
-    "query_max_length",
-    "max_length",
-    "normalize",
-    "query_instruction_for_rerank",
-    "passage_instruction_for_rerank",
-    "prompt",
-    "cutoff_layers",
-    "compress_layers",
-    "compress_ratio",
-    "head_index",
-    "attention_softcap",
-)
+ALL_FIELDS: dict[str, "Field[Any]"] = {field.name: field for kind in SETTINGS.values() for field in fields(kind)}
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of every reranker; one that is not given is left out of the namespace, the class has the default."""
+def add_model_class(parser: argparse.ArgumentParser) -> None:
+    """The option that says the kind of reranker."""
     parser.add_argument(
         "--model-class",
         choices=[model_class.value for model_class in RerankerModelClass],
-        default=argparse.SUPPRESS,
+        default=None,
         help="the kind of reranker, where neither name nor config.json says it",
     )
-    parser.add_argument(
-        "--peft-path", default=argparse.SUPPRESS, metavar="P", help="a LoRA adapter to merge: folder or hub name"
-    )
-    parser.add_argument(
-        "--dtype", choices=list(DTYPES), default=argparse.SUPPRESS, help="of the parameters and the computation"
-    )
-    parser.add_argument(
-        "--cache-dir", default=argparse.SUPPRESS, metavar="D", help="where snapshots from the hub are kept"
-    )
 
 
-def add_scoring_arguments(group: argparse._ArgumentGroup) -> None:
-    """Options of what is scored and how; `group` is to have `argparse.SUPPRESS` as its default."""
-    group.add_argument("--query-max-length", type=int, metavar="N", help="tokens of the query")
-    group.add_argument("--max-length", type=int, metavar="N", help="tokens of the pair")
-    group.add_argument("--normalize", action="store_true", help="give sigmoid(logit) instead of the logit")
-    for role in ("query", "passage"):
-        group.add_argument(
-            f"--{role}-instruction",
-            dest=f"{role}_instruction_for_rerank",
-            metavar="TEXT",
-            help=f"put before each {role}",
-        )
-    group.add_argument("--prompt", metavar="TEXT", help="the question after the passage (LLM rerankers)")
-    layers: dict[str, Any] = {"nargs": "+", "type": int, "metavar": "N"}
-    group.add_argument("--cutoff-layers", **layers, help="layers to score after (layerwise, lightweight)")
-    group.add_argument("--compress-layers", **layers, help="layers to compress before (lightweight)")
-    group.add_argument("--compress-ratio", type=int, metavar="N", help="tokens that become one (lightweight)")
-    group.add_argument("--head-index", choices=["reference", "layer"], help="which heads score (lightweight)")
-    group.add_argument("--attention-softcap", choices=["reference", "config"], help="see README (lightweight)")
+def add_settings(group: argparse._ActionsContainer, wanted: Callable[["Field[Any]"], bool]) -> None:
+    """An option for each setting of any kind of reranker that is `wanted`. One that is not given is left out of the
+    namespace: the checkpoint or the class has a default."""
+    left = {name for name, field in ALL_FIELDS.items() if wanted(field)}
+    for kind in SETTINGS.values():
+        names = left & {field.name for field in fields(kind)}
+        add_options(group, kind, names)
+        left -= names
 
 
-def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of a reranker that were given as options."""
-    return {name: getattr(args, name) for name in RERANKER_ARGUMENTS if name in args}
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as options."""
+    return {name: value for kind in SETTINGS.values() for name, value in given(args, kind).items()}
 
 
 @contextmanager
-def naming_options(model: str, given: Mapping[str, Any]) -> Iterator[None]:
-    """An argument that the reranker's class does not have is a ValueError that names the option."""
+def naming_options(model: str) -> Iterator[None]:
+    """A setting that the model's kind does not have is a ValueError that names the option."""
     try:
         yield
-    except TypeError as error:
-        unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if unexpected is None or unexpected[2] not in given:
-            raise
-        option = "--" + unexpected[2].replace("_", "-")
-        raise ValueError(f"{option} is no option for {model}: {unexpected[1]} has none such") from error
-
-
-def load_reranker(model: str, args: argparse.Namespace, **more: Any) -> AbsReranker:
-    """The reranker that `args` describe, made with the options that were given and no others.
-
-    Raises:
-        ValueError: an option that the reranker's class does not have; and as `FlaxAutoReranker.from_finetuned`.
-    """
-    given = given_arguments(args) | more
-    with naming_options(model, given):
-        return FlaxAutoReranker.from_finetuned(model, **given)
+    except UnknownSettingError as error:
+        option = ALL_FIELDS[error.name].metadata.get("flag", "--" + error.name.replace("_", "-"))
+        raise ValueError(f"{option} is not an option for {model}: {error}") from error

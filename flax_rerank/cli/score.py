@@ -16,7 +16,8 @@ from typing import Any
 import jax
 
 from flax_rerank import distributed
-from flax_rerank.cli.loading import add_model_arguments, add_scoring_arguments, given_arguments, load_reranker
+from flax_rerank.auto import FlaxAutoReranker
+from flax_rerank.cli.loading import add_model_class, add_settings, given_settings as given_arguments
 from flax_rerank.compile_cache import use_compile_cache
 from flax_rerank.jobs import files
 from flax_rerank.jobs.engines.local import LocalEngine
@@ -39,7 +40,7 @@ AXES = tuple(field.name for field in fields(ShardingRules))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `flax-rerank score`."""
     parser.add_argument("--model", required=True, help="a folder (PyTorch or Flax), or a name on the Hugging Face hub")
-    add_model_arguments(parser)
+    add_model_class(parser)
     _add_input_arguments(parser.add_argument_group("input", "Pairs (--input), or a TREC run with its texts (--run)."))
     _add_output_arguments(parser.add_argument_group("output"))
     _add_job_arguments(parser.add_argument_group("job"))
@@ -171,7 +172,7 @@ def _add_machine_arguments(group: argparse._ArgumentGroup) -> None:
 def _add_reranker_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--devices", nargs="+", type=_device, metavar="D", help='"cpu", "gpu", "tpu", "cuda:0", 0, ...')
     group.add_argument("--batch-size", type=_positive, metavar="N", help="times max-length: tokens in a step at most")
-    add_scoring_arguments(group)
+    add_settings(group, lambda field: field.metadata["kept"])
 
 
 class _Loader:
@@ -193,7 +194,7 @@ class _Loader:
     def __call__(self) -> AbsReranker:
         if self._compile_cache is not None:
             use_compile_cache(self._compile_cache)
-        return load_reranker(self._model, self._given, **self._more)
+        return FlaxAutoReranker.from_finetuned(self._model, **given_arguments(self._given), **self._more)
 
 
 def _source(args: argparse.Namespace, stack: ExitStack) -> Source:

@@ -19,7 +19,7 @@ from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.rows import Reject, Row, Shard
 from flax_rerank.rerankers import AbsReranker
 from flax_rerank.sharding import DATA
-from flax_rerank.tokenizer import FILES as TOKENIZER_FILES
+from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
 FORMAT_VERSION = 1
 CHECKPOINT_FILES = (

@@ -12,8 +12,7 @@ from flax_rerank.jobs import files
 from flax_rerank.jobs.folder import read_json, write_json, write_rejects
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.rows import Reject, Row, Shard
-from flax_rerank.rerankers import AbsReranker, RerankOutput
-from flax_rerank.rerankers.base import Prepared
+from flax_rerank.rerankers import AbsReranker, Prepared, RerankOutput
 
 Marker = Mapping[str, Any]
 

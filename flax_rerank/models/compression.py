@@ -1,7 +1,24 @@
 """Token compression (Li et al., 2024, cost-wise rerankers): passage tokens are averaged in groups."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Where a decoder compresses passages. Frozen and hashable: a static argument under jit.
+
+    Attributes:
+        at: (layer, new length), ascending: after this many layers, the inputs have the new length.
+        ratio: passage tokens that become one, each time.
+        suffix_length: tokens after the passage.
+    """
+
+    at: tuple[tuple[int, int], ...]
+    ratio: int
+    suffix_length: int
 
 
 def compress(
@@ -26,15 +43,17 @@ def compress(
     Returns:
         The states, [B, new_length, D], and the new lengths, int32 [B].
     """
-    passages = jnp.maximum(lengths - passage_starts - suffix_length, 0)
-    groups = -(-passages // ratio)
-    start, passage, group = (v[:, None, None] for v in (passage_starts, passages, groups))
-    new = jnp.arange(new_length)[None, :, None]
-    old = jnp.arange(x.shape[1])[None, None, :]
-    in_passage = (new >= start) & (new < start + group)
-    first = jnp.where(in_passage, start + (new - start) * ratio, jnp.where(new < start, new, new - group + passage))
+    passages = jnp.maximum(lengths - passage_starts - suffix_length, 0)  # [B]
+    groups = -(-passages // ratio)  # [B]
+    start, passage, group = (v[:, None, None] for v in (passage_starts, passages, groups))  # [B, 1, 1]
+    new = jnp.arange(new_length)[None, :, None]  # [1, new_length, 1]
+    old = jnp.arange(x.shape[1])[None, None, :]  # [1, 1, L]
+    in_passage = (new >= start) & (new < start + group)  # [B, new_length, 1]
+    before_or_after = jnp.where(new < start, new, new - group + passage)
+    first = jnp.where(in_passage, start + (new - start) * ratio, before_or_after)
     count = jnp.where(in_passage, jnp.clip(start + passage - first, 1, ratio), 1)
     # Sums of whole tokens, divided afterwards: zeros and ones are exact in every dtype.
-    members = ((old >= first) & (old < first + count)).astype(x.dtype)
+    members = ((old >= first) & (old < first + count)).astype(x.dtype)  # [B, new_length, L]
     sums = jnp.einsum("bml,bld->bmd", members, x, preferred_element_type=jnp.float32)
-    return (sums / count.astype(jnp.float32)).astype(x.dtype), lengths - passages + groups
+    means = sums / count.astype(jnp.float32)  # [B, new_length, D]
+    return means.astype(x.dtype), lengths - passages + groups

@@ -1,34 +1,38 @@
 """Decoder-only rerankers: Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2 and MiniCPM as one module.
 
-What the families differ in are switches of `DecoderConfig`.
+The families differ in switches of `DecoderConfig`.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from flax_rerank.dtypes import DTypes
 from flax_rerank.models.attention import Mask, attend
-from flax_rerank.models.compression import compress
+from flax_rerank.models.compression import Compression, compress
 from flax_rerank.models.layers import (
     ACTIVATIONS,
     Embed,
     Linear,
     RMSNorm,
     layer_of,
+    parameter,
+    pick,
     require_activation,
     run_stack,
     stack,
 )
+from flax_rerank.models.readout import Readout
 from flax_rerank.models.rotary import RopeScaling, rotary_angles, rotate
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a `Decoder`. Fields mean what they mean in Hugging Face's config.json, and
+    """The shape of a `Decoder` without its head. Fields mean what they mean in Hugging Face's config.json, and
 
     Attributes:
         query_key_value_bias, attention_output_bias, mlp_bias: which projections have a bias.
@@ -37,14 +41,8 @@ class DecoderConfig:
         sandwich_norms: the output of each sublayer is normalised too (Gemma 2).
         embedding_scale, residual_scale: factors of the embeddings and of what each sublayer adds.
         query_scale: factor of the attention scores.
-        attention_softcap, final_softcap: bounds of attention scores and logits; None for none.
+        attention_softcap: bound of the attention scores; None for no bound.
         sliding_windows: for each layer how many positions back it sees, itself included; 0 for all.
-        tied_head: the head is the row `score_token` of the embeddings.
-        head_layers: the layers after which there is a head, counted from 1; the last layer alone for a
-            token-logit head.
-        head_per_layer: each of them has a head of its own.
-        logit_scale: factor of the logits.
-        score_token: the row of a vocabulary-sized head that is the score; None where heads have one row.
     """
 
     vocab_size: int
@@ -60,10 +58,6 @@ class DecoderConfig:
     rope_theta: float
     rope_scaling: RopeScaling | None
     query_scale: float
-    head_layers: tuple[int, ...]
-    head_per_layer: bool = False
-    tied_head: bool = False
-    score_token: int | None = None
     query_key_value_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
@@ -73,8 +67,6 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     attention_softcap: float | None = None
-    final_softcap: float | None = None
-    logit_scale: float = 1.0
     sliding_windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -85,74 +77,92 @@ class DecoderConfig:
                 f"{self.num_key_value_heads}"
             )
         # What JSON makes of tuples and dataclasses, when a config comes back from a checkpoint.
-        object.__setattr__(self, "head_layers", tuple(self.head_layers))
         object.__setattr__(self, "sliding_windows", tuple(self.sliding_windows))
         if isinstance(self.rope_scaling, dict):
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
 
+    @property
+    def max_length(self) -> int | None:
+        """The longest input in tokens; None where the rotary base grows with the input."""
+        dynamic = self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
+        return None if dynamic else self.max_position_embeddings
 
-Angles = tuple[jax.Array, jax.Array]
+
+class Angles(NamedTuple):
+    """Cosine and sine of the rotary angles, float32 [B or 1, L, 1, H / 2]."""
+
+    cos: jax.Array
+    sin: jax.Array
 
 
 class SelfAttention(nnx.Module):
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, dtypes: DTypes) -> None:
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        bias = config.query_key_value_bias
-        self.q_proj = Linear(config.hidden_size, queries, ("embed", "heads"), use_bias=bias)
-        self.k_proj = Linear(config.hidden_size, keys, ("embed", "kv_heads"), use_bias=bias)
-        self.v_proj = Linear(config.hidden_size, keys, ("embed", "kv_heads"), use_bias=bias)
-        self.o_proj = Linear(queries, config.hidden_size, ("heads", "embed"), use_bias=config.attention_output_bias)
+        bias, out_bias = config.query_key_value_bias, config.attention_output_bias
+        self.q_proj = Linear(config.hidden_size, queries, ("embed", "heads"), dtypes, use_bias=bias)
+        self.k_proj = Linear(config.hidden_size, keys, ("embed", "kv_heads"), dtypes, use_bias=bias)
+        self.v_proj = Linear(config.hidden_size, keys, ("embed", "kv_heads"), dtypes, use_bias=bias)
+        self.o_proj = Linear(queries, config.hidden_size, ("heads", "embed"), dtypes, use_bias=out_bias)
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_offset)
-            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_offset)
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_offset, dtypes)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_offset, dtypes)
         self.config = config
 
     def __call__(self, x: jax.Array, mask: Mask, angles: Angles, at: jax.Array | None = None) -> jax.Array:
+        """Attend from all positions of `x`, [B, L, D], or from one in each row, `at`."""
         config = self.config
-        query, key, value = (
-            project(states).reshape(*states.shape[:-1], -1, config.head_dim)
-            for project, states in ((self.q_proj, _pick(x, at)), (self.k_proj, x), (self.v_proj, x))
-        )
+        query = self._split(self.q_proj(pick(x, at)))  # [B, L or 1, N, H]
+        key = self._split(self.k_proj(x))  # [B, L, K, H]
+        value = self._split(self.v_proj(x))  # [B, L, K, H]
         if config.qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, *(_pick(each, at) for each in angles)), rotate(key, *angles)
+            query = self.q_norm(query)
+            key = self.k_norm(key)
+        query = rotate(query, pick(angles.cos, at), pick(angles.sin, at))
+        key = rotate(key, angles.cos, angles.sin)
         mixed = attend(query, key, value, mask, scale=config.query_scale, softcap=config.attention_softcap)
-        return self.o_proj(mixed.reshape(*mixed.shape[:2], -1))
+        return self.o_proj(mixed.reshape(*mixed.shape[:2], -1))  # [B, L or 1, D]
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        """[B, L, N * H] to [B, L, N, H]."""
+        return x.reshape(*x.shape[:2], -1, self.config.head_dim)
 
 
 class MLP(nnx.Module):
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, dtypes: DTypes) -> None:
         size, bias = config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(config.hidden_size, size, ("embed", "mlp"), use_bias=bias)
-        self.up_proj = Linear(config.hidden_size, size, ("embed", "mlp"), use_bias=bias)
-        self.down_proj = Linear(size, config.hidden_size, ("mlp", "embed"), use_bias=bias)
+        self.gate_proj = Linear(config.hidden_size, size, ("embed", "mlp"), dtypes, use_bias=bias)
+        self.up_proj = Linear(config.hidden_size, size, ("embed", "mlp"), dtypes, use_bias=bias)
+        self.down_proj = Linear(size, config.hidden_size, ("mlp", "embed"), dtypes, use_bias=bias)
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
+        gate = ACTIVATIONS[self.hidden_act](self.gate_proj(x))  # [B, L, F]
+        up = self.up_proj(x)  # [B, L, F]
+        return self.down_proj(gate * up)  # [B, L, D]
 
 
 class DecoderLayer(nnx.Module):
-    def __init__(self, config: DecoderConfig) -> None:
-        self.self_attn = SelfAttention(config)
-        self.mlp = MLP(config)
-        self.input_layernorm = _norm(config)
-        self.post_attention_layernorm = _norm(config)
+    def __init__(self, config: DecoderConfig, dtypes: DTypes) -> None:
+        self.self_attn = SelfAttention(config, dtypes)
+        self.mlp = MLP(config, dtypes)
+        self.input_layernorm = _norm(config, dtypes)
+        self.post_attention_layernorm = _norm(config, dtypes)
         if config.sandwich_norms:
-            self.pre_feedforward_layernorm = _norm(config)
-            self.post_feedforward_layernorm = _norm(config)
+            self.pre_feedforward_layernorm = _norm(config, dtypes)
+            self.post_feedforward_layernorm = _norm(config, dtypes)
         self.config = config
 
     def __call__(self, x: jax.Array, mask: Mask, angles: Angles, at: jax.Array | None = None) -> jax.Array:
-        """The next states of all positions; or of one in each row, which is `at`, int32 [B], and has its own mask."""
+        """The next states of all positions, [B, L, D]; or of one in each row, `at`, int32 [B], by its own mask."""
         attended = self.self_attn(self.input_layernorm(x), mask, angles, at)
-        x = _pick(x, at)
+        x = pick(x, at)
         if not self.config.sandwich_norms:
             x = self._add(x, attended)
             return self._add(x, self.mlp(self.post_attention_layernorm(x)))
         x = self._add(x, self.post_attention_layernorm(attended))
-        return self._add(x, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))))
+        update = self.mlp(self.pre_feedforward_layernorm(x))
+        return self._add(x, self.post_feedforward_layernorm(update))
 
     def _add(self, x: jax.Array, update: jax.Array) -> jax.Array:
         if self.config.residual_scale == 1.0:
@@ -164,16 +174,22 @@ class Decoder(nnx.Module):
     """A causal transformer that scores the last token of each row, after one or several of its layers.
 
     Padding is on the right: under a causal mask no real token sees it, and rotary positions are relative.
+
+    Raises:
+        NotImplementedError: a readout of the first token, or by the head of an encoder.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, readout: Readout, dtypes: DTypes) -> None:
+        if readout.position != "last" or readout.head == "dense_tanh":
+            raise NotImplementedError(f"a decoder scores its last token by a linear or tied head, not {readout}")
         self.config = config
-        self.embed_tokens = Embed(config.vocab_size, config.hidden_size, ("vocab", "embed"))
-        self.layers = stack(lambda: DecoderLayer(config), config.num_hidden_layers)
-        self.norm = _norm(config)
-        if not config.tied_head:
-            heads = len(config.head_layers) if config.head_per_layer else 1
-            self.head = nnx.Param(jnp.zeros((heads, config.hidden_size)), axes=(None, "embed"))
+        self.readout = readout
+        self.dtypes = dtypes
+        self.embed_tokens = Embed(config.vocab_size, config.hidden_size, ("vocab", "embed"), dtypes)
+        self.layers = stack(lambda: DecoderLayer(config, dtypes), config.num_hidden_layers)
+        self.norm = _norm(config, dtypes)
+        if readout.head == "linear":
+            self.head = parameter((readout.head_rows, config.hidden_size), (None, "embed"), dtypes)
 
     def __call__(
         self,
@@ -181,65 +197,52 @@ class Decoder(nnx.Module):
         lengths: jax.Array,
         passage_starts: jax.Array,
         *,
-        layers: tuple[int, ...],
-        heads: tuple[int, ...],
-        compressed: tuple[tuple[int, int], ...] = (),
-        ratio: int = 1,
-        suffix_length: int = 0,
-        position_multiple: int = 1,
+        readout: Readout,
+        compression: Compression | None = None,
     ) -> jax.Array:
-        """Score pairs. Nothing is computed beyond the last of `layers`.
+        """Score pairs. Nothing is computed beyond the last layer that is scored.
 
         Args:
             input_ids: int32 [B, L].
             lengths: int32 [B]; real tokens in each row.
             passage_starts: int32 [B]; where each row's passage begins.
-            layers: ascending; the layers (counted from 1) after which to score.
-            heads: the head to score each of them with.
-            compressed: (layer, new length) for each layer before which passages are compressed; ascending.
-            ratio: passage tokens that become one at each of these.
-            suffix_length: tokens after the passage.
-            position_multiple: the last token's position is one less than a multiple of this. Attention sees no
-                difference between positions that are all shifted; the rounding of the angles does.
+            readout: that of the model, or of some of its layers (`Readout.at`).
+            compression: where passages are compressed; None for nowhere.
 
         Returns:
-            float32 logits, [B, len(layers)].
+            float32 logits, [B, len(readout.layers)].
+
+        Raises:
+            ValueError: a readout that differs from the model's in more than layers and heads.
         """
-        config = self.config
-        x = self.embed_tokens(input_ids)
-        x = x * jnp.asarray(config.embedding_scale, x.dtype)
-        states = jnp.zeros((len(layers), x.shape[0], x.shape[-1]), x.dtype)
-        if layers[0] == 0:
-            states = states.at[0].set(_pick(x, lengths - 1)[:, 0])
+        if replace(readout, layers=self.readout.layers, heads=self.readout.heads) != self.readout:
+            raise ValueError(f"the readout of a call differs in layers and heads alone from {self.readout}: {readout}")
+        x = self.embed_tokens(input_ids)  # [B, L, D]
+        x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        states = jnp.zeros((len(readout.layers), x.shape[0], x.shape[-1]), x.dtype)  # [layers, B, D]
+        if readout.layers[0] == 0:
+            states = states.at[0].set(pick(x, lengths - 1)[:, 0])
         start = 0
-        for stop, new_length in (
-            *((at, size) for at, size in compressed if 0 < at < layers[-1]),
-            (layers[-1], None),
-        ):
-            x, states = self._run(x, states, lengths, start, stop, layers, position_multiple)
-            if new_length is not None:
-                x, lengths = compress(
-                    x,
-                    lengths,
-                    passage_starts,
-                    ratio=ratio,
-                    suffix_length=suffix_length,
-                    new_length=new_length,
-                )
+        for stop, new_length in () if compression is None else compression.at:
+            if not 0 < stop < readout.layers[-1]:
+                continue
+            x, states = self._run(x, states, lengths, start, stop, readout.layers)
+            x, lengths = compress(
+                x,
+                lengths,
+                passage_starts,
+                ratio=compression.ratio,
+                suffix_length=compression.suffix_length,
+                new_length=new_length,
+            )
             start = stop
-        return self._logits(states, heads)
+        _, states = self._run(x, states, lengths, start, readout.layers[-1], readout.layers)
+        return self._logits(states, readout)
 
     def _run(
-        self,
-        x: jax.Array,
-        states: jax.Array,
-        lengths: jax.Array,
-        start: int,
-        stop: int,
-        layers: tuple[int, ...],
-        position_multiple: int,
+        self, x: jax.Array, states: jax.Array, lengths: jax.Array, start: int, stop: int, layers: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
-        """Run the layers [start, stop); after those that are asked for, keep the state of each row's last token.
+        """Run the layers [start, stop); after those that are scored, keep the state of each row's last token.
 
         Of the last of `layers` nothing else is computed.
         """
@@ -247,18 +250,15 @@ class Decoder(nnx.Module):
             return x, states
         config = self.config
         length = x.shape[1]
-        positions = jnp.arange(length)[None]
-        if position_multiple > 1:
-            positions = positions + (-lengths % position_multiple)[:, None]
-        angles = rotary_angles(positions, lengths, config.head_dim, config.rope_theta, config.rope_scaling)
-        back = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
-        causal = (back >= 0)[None]
+        angles = Angles(*rotary_angles(length, lengths, config.head_dim, config.rope_theta, config.rope_scaling))
+        back = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]  # [L, L]
+        causal = (back >= 0)[None]  # [1, L, L]
         windows = np.asarray(config.sliding_windows or (0,) * config.num_hidden_layers)
         windows = np.where((windows == 0) | (windows >= length), length, windows)
-        # States that nobody asks for go where the last ones will be.
+        # States that are not scored go where the last ones will be.
         slots = np.full(config.num_hidden_layers + 1, len(layers) - 1)
         slots[list(layers)] = np.arange(len(layers))
-        last = lengths - 1
+        last = lengths - 1  # [B]
 
         def step(layer: DecoderLayer, index: jax.Array, carry: Any) -> Any:
             x, states = carry
@@ -268,34 +268,28 @@ class Decoder(nnx.Module):
                 kinds = tuple(np.unique(windows[start:stop]).tolist())
                 mask = Mask(causal & (back < window)[None], causal=True, window=window, windows=kinds)
             x = layer(x, mask, angles)
+            state = pick(x, last)[:, 0]  # [B, D]
             slot = jnp.asarray(slots)[index + 1]
-            return x, jax.lax.dynamic_update_index_in_dim(states, _pick(x, last)[:, 0], slot, 0)
+            return x, jax.lax.dynamic_update_index_in_dim(states, state, slot, 0)
 
         if stop < layers[-1]:
             return run_stack(self.layers, start, stop, step, (x, states))
         x, states = run_stack(self.layers, start, stop - 1, step, (x, states))
-        back_from_last = last[:, None] - jnp.arange(length)[None]
-        mask = Mask(((back_from_last >= 0) & (back_from_last < windows[stop - 1]))[:, None])
-        x = layer_of(self.layers, stop - 1)(x, mask, angles, last)
+        back_from_last = last[:, None] - jnp.arange(length)[None]  # [B, L]
+        mask = Mask(((back_from_last >= 0) & (back_from_last < windows[stop - 1]))[:, None])  # [B, 1, L]
+        x = layer_of(self.layers, stop - 1)(x, mask, angles, last)  # [B, 1, D]
         return x, states.at[-1].set(x[:, 0])
 
-    def _logits(self, states: jax.Array, heads: tuple[int, ...]) -> jax.Array:
-        config = self.config
+    def _logits(self, states: jax.Array, readout: Readout) -> jax.Array:
+        """float32 [B, layers] of states [layers, B, D]."""
         states = self.norm(states).astype(jnp.float32)
-        if config.tied_head:
-            rows = self.embed_tokens.embedding[...][config.score_token][None].astype(jnp.float32)
-        else:
-            rows = self.head[...].astype(jnp.float32)
-        logits = jnp.einsum("kbd,kd->bk", states, rows[np.asarray(heads)]) * config.logit_scale
-        if config.final_softcap is not None:
-            logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
-        return logits
+        matrix = self.embed_tokens.embedding[...] if readout.head == "tied" else self.head[...]
+        rows = matrix[np.asarray(readout.rows)].astype(jnp.float32)  # [layers, 1 or 2, D]
+        logits = jnp.einsum("sbd,std->bst", states, rows) * readout.logit_scale
+        if readout.softcap is not None:
+            logits = readout.softcap * jnp.tanh(logits / readout.softcap)
+        return logits[..., 0] if logits.shape[-1] == 1 else logits[..., 0] - logits[..., 1]
 
 
-def _norm(config: DecoderConfig) -> RMSNorm:
-    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
-
-
-def _pick(x: jax.Array, at: jax.Array | None) -> jax.Array:
-    """One position of each row, [B, 1, ...]; all where `at` is None."""
-    return x if at is None else jnp.take_along_axis(x, at.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
+def _norm(config: DecoderConfig, dtypes: DTypes) -> RMSNorm:
+    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset, dtypes)

@@ -2,8 +2,8 @@
 
 Parameters are made as zeros: weights come from a checkpoint, and models are built under `nnx.eval_shape`,
 where nothing is allocated. Each carries the logical names of its axes as metadata (`axes`: "vocab", "embed",
-"heads", "kv_heads", "mlp", "layers", or None), by which it can be sharded. Activations have the dtype of the
-parameters; norms compute in float32.
+"heads", "kv_heads", "mlp", "layers", or None), by which it can be sharded. They are stored in one dtype and cast to
+the one that is computed in where they are used (see `flax_rerank.dtypes`).
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from flax_rerank.dtypes import DTypes
 
 Axes = tuple[str | None, ...]
 
@@ -23,11 +25,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
 }
 
-# On CPU, XLA adds the terms of a product in order, as PyTorch does, where the number of outputs is a multiple of
-# this; elsewhere it adds even and odd terms apart. Other products are padded to it, which keeps scores within 1e-4 of
-# PyTorch's in ill-conditioned models too. Only models made for tests have such widths: others pay nothing.
-IN_ORDER = 64
-
 
 def require_activation(name: str) -> None:
     """Raise ValueError if `name` is no known activation."""
@@ -35,64 +32,76 @@ def require_activation(name: str) -> None:
         raise ValueError(f"hidden_act {name!r} is not supported; known: {', '.join(ACTIVATIONS)}")
 
 
+def parameter(shape: tuple[int, ...], axes: Axes, dtypes: DTypes) -> nnx.Param:
+    """A parameter of the stored dtype, with the logical names of its axes."""
+    return nnx.Param(jnp.zeros(shape, dtypes.stored), axes=axes)
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias`, with a kernel of shape [in, out]."""
 
-    def __init__(self, in_features: int, out_features: int, axes: Axes, *, use_bias: bool = True) -> None:
-        self.kernel = nnx.Param(jnp.zeros((in_features, out_features)), axes=axes)
-        self.bias = nnx.Param(jnp.zeros(out_features), axes=axes[1:]) if use_bias else None
+    def __init__(
+        self, in_features: int, out_features: int, axes: Axes, dtypes: DTypes, *, use_bias: bool = True
+    ) -> None:
+        self.kernel = parameter((in_features, out_features), axes, dtypes)
+        self.bias = parameter((out_features,), axes[1:], dtypes) if use_bias else None
+        self.dtypes = dtypes
 
     def __call__(self, x: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
-        """The product, summed in float32 and rounded once, to `dtype` or that of `x`."""
-        kernel = self.kernel[...]
-        width = kernel.shape[1]
-        if width % IN_ORDER:
-            kernel = jnp.pad(kernel, ((0, 0), (0, -width % IN_ORDER)))
-        y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)[..., :width]
+        """The product and the bias, summed and rounded once: to `dtype`, by default the computed one."""
+        kernel = self.kernel[...].astype(self.dtypes.computed)
+        y = jnp.matmul(x, kernel, preferred_element_type=self.dtypes.summed)  # [..., out]
         if self.bias is not None:
-            y = y + align(self.bias[...].astype(jnp.float32), y)
-        return y.astype(dtype or x.dtype)
+            y = y + align(self.bias[...].astype(y.dtype), y)
+        return y.astype(dtype or self.dtypes.computed)
 
 
 class Embed(nnx.Module):
-    """A table of shape [entries, features]."""
+    """A table of shape [entries, features]. What is taken from it has the computed dtype."""
 
-    def __init__(self, entries: int, features: int, axes: Axes) -> None:
-        self.embedding = nnx.Param(jnp.zeros((entries, features)), axes=axes)
+    def __init__(self, entries: int, features: int, axes: Axes, dtypes: DTypes) -> None:
+        self.embedding = parameter((entries, features), axes, dtypes)
+        self.dtypes = dtypes
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...], ids, axis=0, mode="clip")
+        return jnp.take(self.embedding[...], ids, axis=0, mode="clip").astype(self.dtypes.computed)
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation (Ba et al., 2016) over the last axis, in float32. The result has the parameters' dtype."""
+    """Layer normalisation (Ba et al., 2016) over the last axis, in float32. The result has the computed dtype."""
 
-    def __init__(self, features: int, epsilon: float) -> None:
-        self.scale = nnx.Param(jnp.zeros((features,)), axes=(None,))
-        self.bias = nnx.Param(jnp.zeros((features,)), axes=(None,))
+    def __init__(self, features: int, epsilon: float, dtypes: DTypes) -> None:
+        self.scale = parameter((features,), (None,), dtypes)
+        self.bias = parameter((features,), (None,), dtypes)
         self.epsilon = epsilon
+        self.dtypes = dtypes
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        mean = y.mean(axis=-1, keepdims=True)
-        rstd = jax.lax.rsqrt(jnp.square(y - mean).mean(axis=-1, keepdims=True) + self.epsilon)
-        # The order of operations is PyTorch's: rounding differs otherwise, by up to 1e-4 in a final score.
-        y = (y * rstd - mean * rstd) * align(self.scale[...].astype(jnp.float32), y)
-        return (y + align(self.bias[...].astype(jnp.float32), y)).astype(self.scale.dtype)
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon)
+        y = y * align(self.scale[...].astype(jnp.float32), y)
+        y = y + align(self.bias[...].astype(jnp.float32), y)
+        return y.astype(self.dtypes.computed)
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation (Zhang and Sennrich, 2019) over the last axis, in float32."""
+    """Root-mean-square normalisation (Zhang and Sennrich, 2019) over the last axis, in float32. The result has the
+    computed dtype."""
 
-    def __init__(self, features: int, epsilon: float, offset: float) -> None:
-        self.scale = nnx.Param(jnp.zeros((features,)), axes=(None,))
+    def __init__(self, features: int, epsilon: float, offset: float, dtypes: DTypes) -> None:
+        self.scale = parameter((features,), (None,), dtypes)
         self.epsilon = epsilon
         self.offset = offset
+        self.dtypes = dtypes
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.epsilon)
-        return (y * align(self.scale[...].astype(jnp.float32) + self.offset, y)).astype(x.dtype)
+        x = x.astype(jnp.float32)
+        mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
+        y = x * jax.lax.rsqrt(mean_square + self.epsilon)
+        y = y * align(self.scale[...].astype(jnp.float32) + self.offset, y)
+        return y.astype(self.dtypes.computed)
 
 
 def align(param: jax.Array, like: jax.Array) -> jax.Array:
@@ -129,3 +138,8 @@ def layer_of(layers: nnx.Module, index: jax.Array | int) -> nnx.Module:
     """One layer of a stack."""
     graphdef, params = nnx.split(layers)
     return nnx.merge(graphdef, jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), params))
+
+
+def pick(x: jax.Array, at: jax.Array | None) -> jax.Array:
+    """One position of each row, [B, 1, ...], where `at` is int32 [B]; all of `x`, [B, L, ...], where it is None."""
+    return x if at is None else jnp.take_along_axis(x, at.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)

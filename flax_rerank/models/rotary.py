@@ -28,30 +28,32 @@ class RopeScaling:
 
 
 def rotary_angles(
-    positions: jax.Array, lengths: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None
+    length: int, lengths: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None
 ) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of the angle of every position and frequency.
 
     Args:
-        positions: int32 [B or 1, L].
+        length: L, of the positions 0 to L - 1.
         lengths: int32 [B], real tokens of each row; only `dynamic` scaling looks at them.
 
     Returns:
-        float32 [B or 1, L, 1, head_dim / 2], twice.
+        float32 [B or 1, L, 1, H / 2], twice; B for `dynamic` scaling.
     """
     exponents = np.arange(0, head_dim, 2) / head_dim
     if scaling is not None and scaling.kind == "dynamic":
         frequencies = _dynamic_frequencies(lengths, exponents, head_dim, theta, scaling)
     else:
         frequencies = jnp.asarray(_frequencies(exponents, theta, scaling))[None]
-    angles = positions.astype(jnp.float32)[:, :, None] * frequencies[:, None, :]
+    positions = jnp.arange(length, dtype=jnp.float32)[None, :, None]  # [1, L, 1]
+    angles = positions * frequencies[:, None, :]  # [B or 1, L, H / 2]
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turn each head's vector, the first half of it against the second. x is [B, L, N, H]."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # [B, L, N, H / 2]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
 
 
 def _frequencies(exponents: np.ndarray, theta: float, scaling: RopeScaling | None) -> np.ndarray:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flax_rerank.pairs import Template, TokenizedPairs, tokenize
-from flax_rerank.planning.abstract import WeightlessReranker
-from flax_rerank.tokenizer import Tokenizer
+from flax_rerank.spec import Spec
+from flax_rerank.text.pairs import TokenizedPairs, tokenize
+from flax_rerank.text.prompts import Template
+from flax_rerank.text.tokenizer import Tokenizer
 
 # Jobs are scored in shards of so many rows, and the table of shapes is fitted to a shard.
 SHARD_ROWS = 10_000
@@ -23,20 +24,20 @@ class Workload:
     Attributes:
         pairs: how many the job has; None if not known.
         describe: their lengths, in words.
-        shard: makes one shard of them for a reranker.
+        shard: makes one shard of them for a model.
     """
 
     pairs: int | None
     describe: str
-    shard: Callable[[WeightlessReranker], TokenizedPairs]
+    shard: Callable[[Spec], TokenizedPairs]
 
 
 def longest(pairs: int | None) -> Workload:
     """Pairs that all have the greatest length that `max_length` allows."""
 
-    def shard(reranker: WeightlessReranker) -> TokenizedPairs:
-        template = reranker.resolve().template
-        return _pairs_of(np.full(_rows(pairs), template.max_tokens), 16, template, reranker.tokenizer)
+    def shard(spec: Spec) -> TokenizedPairs:
+        template = spec.template(spec.settings)
+        return _pairs_of(np.full(_rows(pairs), template.max_tokens), 16, template, spec.tokenizer)
 
     return Workload(pairs, "all pairs of the greatest length", shard)
 
@@ -64,10 +65,10 @@ def of_lengths(path: Path, pairs: int | None, query_tokens: int) -> Workload:
         raise ValueError(f'{path} is neither a JSON list of lengths nor {{"length": count, ...}}: {error}') from error
     total = int(counts.sum()) if pairs is None else pairs
 
-    def shard(reranker: WeightlessReranker) -> TokenizedPairs:
-        template = reranker.resolve().template
+    def shard(spec: Spec) -> TokenizedPairs:
+        template = spec.template(spec.settings)
         shares = np.sort(np.random.default_rng(SEED).choice(lengths, _rows(total), p=counts / counts.sum()))
-        return _pairs_of(np.minimum(shares, template.max_tokens), query_tokens, template, reranker.tokenizer)
+        return _pairs_of(np.minimum(shares, template.max_tokens), query_tokens, template, spec.tokenizer)
 
     return Workload(total, f"lengths of {path.name}", shard)
 
@@ -81,18 +82,18 @@ def of_sample(path: Path, sample: list[tuple[str, str]], pairs: int | None) -> W
     """
     total = len(sample) if pairs is None else pairs
 
-    def shard(reranker: WeightlessReranker) -> TokenizedPairs:
-        if not reranker.source.has_tokenizer:
+    def shard(spec: Spec) -> TokenizedPairs:
+        if not spec.tokenizer.files:
             raise ValueError(
-                f"a sample needs the model's tokenizer, and only the config of {reranker.source.name} is known: give "
+                f"a sample needs the model's tokenizer, and only the config of {spec.name} is known: give "
                 "its folder, or the lengths of the pairs (--lengths)"
             )
         tokenized = tokenize(
             sample,
-            reranker.tokenizer,
-            reranker.resolve().template,
-            query_instruction=reranker.query_instruction,
-            passage_instruction=reranker.passage_instruction,
+            spec.tokenizer,
+            spec.template(spec.settings),
+            query_instruction=spec.settings.query_instruction,
+            passage_instruction=spec.settings.passage_instruction,
             skip_faulty=True,
         )
         sound = np.setdiff1d(np.arange(len(sample)), list(tokenized.faults))

@@ -1,10 +1,11 @@
 """What a user holds: one class for each kind of reranker."""
 
-from flax_rerank.rerankers.base import AbsReranker, RerankOutput
+from flax_rerank.rerankers.base import AbsReranker
 from flax_rerank.rerankers.encoder import FlaxReranker
 from flax_rerank.rerankers.layerwise import LayerWiseFlaxLLMReranker
 from flax_rerank.rerankers.lightweight import LightWeightFlaxLLMReranker
 from flax_rerank.rerankers.llm import FlaxLLMReranker
+from flax_rerank.rerankers.prepared import Prepared, RerankOutput
 
 __all__ = [
     "AbsReranker",
@@ -12,5 +13,6 @@ __all__ = [
     "FlaxReranker",
     "LayerWiseFlaxLLMReranker",
     "LightWeightFlaxLLMReranker",
+    "Prepared",
     "RerankOutput",
 ]

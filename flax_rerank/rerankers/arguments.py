@@ -1,33 +1,67 @@
-"""The constructor arguments that belong to a model rather than to a machine: a Flax checkpoint keeps them."""
+"""Methods that take the fields of a `Settings` class as their keyword arguments.
 
+Type checkers and editors see these fields through the parameters of the dataclass, `help` and notebooks through
+`__signature__`. So no argument is written a second time. Positional arguments come in FlagEmbedding's order.
+"""
+
+import functools
 import inspect
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-if TYPE_CHECKING:
-    from flax_rerank.rerankers.base import AbsReranker
+from flax_rerank.settings import Settings
 
-SCORING_ARGUMENTS = {
-    name: attrgetter(name)
-    for name in (
-        *("query_max_length", "max_length", "normalize", "prompt"),
-        *("cutoff_layers", "compress_layers", "compress_ratio", "head_index", "attention_softcap"),
-    )
-} | {
-    "query_instruction_for_rerank": attrgetter("query_instruction.text"),
-    "query_instruction_format": attrgetter("query_instruction.format"),
-    "passage_instruction_for_rerank": attrgetter("passage_instruction.text"),
-    "passage_instruction_format": attrgetter("passage_instruction.format"),
-}
+P = ParamSpec("P")
+Self = TypeVar("Self")
+First = TypeVar("First")
+Result = TypeVar("Result")
+Method = Callable[Concatenate[Self, First, ...], Result]
 
 
-def scoring_arguments(reranker: "AbsReranker") -> dict[str, Any]:
-    """What a reranker was made with, by the names of its constructor's arguments; defaults of its class are left
-    out."""
-    arguments = {}
-    for name, parameter in inspect.signature(type(reranker)).parameters.items():
-        if name in SCORING_ARGUMENTS:
-            value = SCORING_ARGUMENTS[name](reranker)
-            if value != parameter.default:
-                arguments[name] = list(value) if isinstance(value, tuple) else value
-    return arguments
+def takes_settings(
+    settings: Callable[P, Settings],
+) -> Callable[[Method[Self, First, Result]], Callable[Concatenate[Self, First, P], Result]]:
+    """For a constructor: its keyword arguments are the fields of a `Settings` class."""
+    names = [field.name for field in fields(settings)]  # type: ignore[arg-type]
+    positional = [name for name in settings.positional if name in names]  # type: ignore[attr-defined]
+    return _takes(settings, [*positional, *(name for name in names if name not in positional)], len(positional))
+
+
+def takes_overrides(
+    settings: Callable[P, Settings],
+) -> Callable[[Method[Self, First, Result]], Callable[Concatenate[Self, First, P], Result]]:
+    """For `compute_score` and `score`: their keyword arguments are the fields that may differ from call to call. None
+    stands for the constructor's value."""
+    names = settings.call_names()  # type: ignore[attr-defined]
+    return _takes(settings, names, sum(name in settings.call_positional for name in names), per_call=True)  # type: ignore[attr-defined]
+
+
+def _takes(settings: Any, names: Sequence[str], positional: int, *, per_call: bool = False) -> Any:
+    known = inspect.signature(settings).parameters
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        own = list(inspect.signature(method).parameters.values())[:2]
+        parameters = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD if place < positional else inspect.Parameter.KEYWORD_ONLY,
+                default=None if per_call else known[name].default,
+                annotation=known[name].annotation if name in known else Any,
+            )
+            for place, name in enumerate(names)
+        ]
+        signature = inspect.Signature([*own, *parameters])
+
+        @functools.wraps(method)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{method.__qualname__}() {error}") from None
+            return method(**bound.arguments)
+
+        wrapper.__signature__ = signature  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate

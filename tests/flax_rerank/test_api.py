@@ -138,7 +138,7 @@ def test_no_pairs_give_an_empty_list(bert):
     assert bert.compute_score([]) == []
     output = bert.score([])
     assert output.scores.shape == output.tokens.shape == output.truncated.shape == (0,)
-    assert output.scores.dtype == np.float32
+    assert output.scores.dtype == np.float64
     assert (output.steps, output.computed_tokens, output.padding_tokens) == (0, 0, 0)
 
 
@@ -157,8 +157,8 @@ def test_score_tells_tokens_and_truncation_of_each_pair(bert, call):
     (run,) = (run for run in CASE.runs if run["call"].get("max_length") == call.get("max_length"))
     lengths = [len(ids) for ids in run["input_ids"]]
     whole = [len(ids) for ids in CASE.runs[0]["input_ids"]]
-    assert output.scores.dtype == np.float32
-    assert output.scores.tolist() == np.asarray(bert.compute_score(CASE.pairs, **call), np.float32).tolist()
+    assert output.scores.dtype == np.float64
+    assert output.scores.tolist() == bert.compute_score(CASE.pairs, **call)
     assert output.tokens.dtype == np.int32
     assert output.tokens.tolist() == lengths
     assert output.truncated.dtype == bool
@@ -174,7 +174,7 @@ def test_score_counts_what_was_computed(bert, batch_size):
     rows = sum(rows for rows, _ in output.shapes)
     assert output.computed_tokens >= sum(rows * length for rows, length in output.shapes)
     assert rows >= 1
-    assert max(rows * length for rows, length in output.shapes) <= max(batch_size * bert.max_length, bert.max_length)
+    assert max(rows * length for rows, length in output.shapes) <= batch_size * bert.settings.max_length
 
 
 def test_a_smaller_batch_takes_more_steps(bert):
@@ -190,7 +190,14 @@ def test_normalized_scores_are_sigmoids_of_the_logits(bert):
     logits = np.asarray(bert.compute_score(SHORT))
     normalized = bert.compute_score(SHORT, normalize=True)
     np.testing.assert_allclose(normalized, 1 / (1 + np.exp(-logits)), rtol=1e-12)
-    assert bert.score(SHORT, normalize=True).scores.dtype == np.float32
+
+
+def test_sigmoids_of_large_logits_stay_apart_in_score_too(bert):
+    params = bert.params["head.out_proj.bias"]
+    model = FlaxReranker.from_spec(bert.spec, {**bert.params, "head.out_proj.bias": params + 20}, bert.mesh)
+    scores = model.score(SHORT, normalize=True).scores
+    assert scores.tolist() == model.compute_score(SHORT, normalize=True)
+    assert len(set(scores.tolist())) == len(set(model.compute_score(SHORT))) == len(SHORT)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_wrong_model_class_is_refused_with_those_there_are(folder, wrong):
 
 @pytest.mark.parametrize("model_class", [value for value in CLASSES if value.startswith("decoder")])
 def test_a_model_class_that_the_checkpoint_contradicts_is_refused(folder, model_class):
-    with pytest.raises(ValueError, match=r"is an? encoder-only-base reranker"):
+    with pytest.raises(ValueError, match=r"is a reranker of the kind encoder-only-base, not decoder"):
         load(folder, model_class=model_class)
 
 
@@ -184,7 +184,9 @@ def test_model_class_decides_over_the_name(tmp_path):
     ],
 )
 def test_the_config_of_a_folder_names_the_class(name, expected):
-    assert auto._class_of_config(str(CASES / name), None) == (expected, {})
+    spec = auto.find_spec(str(CASES / name))
+    assert auto.class_of(spec) is expected
+    assert spec.settings.kept() == {}
 
 
 def test_a_folder_of_any_name_loads(folder):
@@ -321,7 +323,9 @@ def test_an_argument_that_the_class_has_not_is_a_type_error(folder):
 
 def test_arguments_reach_the_class(folder):
     model = load(folder, max_length=64, batch_size=3, normalize=True, use_bf16=True)
-    assert (model.max_length, model.batch_size, model.normalize, model.dtype.name) == (64, 3, True, "bfloat16")
+    settings = model.settings
+    assert (settings.max_length, settings.batch_size, settings.normalize) == (64, 3, True)
+    assert model.dtype.name == "bfloat16"
 
 
 @pytest.mark.parametrize("trust_remote_code", [None, True, False])

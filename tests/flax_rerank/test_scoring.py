@@ -9,6 +9,7 @@ from reference_cases import CASES, load_case
 
 from flax_rerank import FlaxReranker
 from flax_rerank.batching import Shape, Step
+from flax_rerank.text.pairs import as_pairs
 
 CASE = load_case("encoder-bert")
 PAIRS = [tuple(pair) for pair in CASE.pairs[:3]] * 3
@@ -32,19 +33,26 @@ class Failed:
 
 def fail_above(model, tokens, error, late):
     """Make the model's steps of more than `tokens` tokens fail, at the call or when the result is read."""
-    step = model._scorer._step
+    program = model._scorer._program
     seen = []
 
-    def limited(leaves, batch, options):
-        seen.append(batch[0].shape)
-        if batch[0].size <= tokens:
-            return step(leaves, batch, options)
-        if late:
-            return Failed(error)
-        raise error
+    def limited(shape, static):
+        seen.append(tuple(shape))
 
-    model._scorer._step = limited
+        def fail(params, batch):
+            if late:
+                return Failed(error)
+            raise error
+
+        return program(shape, static) if shape.tokens <= tokens else fail
+
+    model._scorer._program = limited
     return seen
+
+
+def compiled(model):
+    """How many programs the model's scorer has compiled."""
+    return sum(program._cache_size() for program in model._scorer._programs.values())
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -53,7 +61,9 @@ def test_a_step_that_does_not_fit_is_cut_until_it_does(bert, caplog, late):
     expected = bert.run(prepared).scores
     seen = fail_above(bert, 128, jax.errors.JaxRuntimeError(OUT_OF_MEMORY), late)
     with caplog.at_level(logging.WARNING, "flax_rerank"):
-        scores = bert.run(prepared).scores
+        output = bert.run(prepared)
+    scores = output.scores
+    assert (output.steps, output.shapes, output.computed_tokens) == (2, (Shape(2, 64),), 2 * 128)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
     assert [record.getMessage() for record in caplog.records if "8 x 64" in record.getMessage()] == [
         "a step of 8 x 64 tokens does not fit into memory; from now on steps have 256 tokens at the most"
@@ -92,12 +102,12 @@ def test_halves_of_a_step_keep_every_pair(rows, multiple, parts):
 def test_warmup_compiles_all_shapes_of_a_table_and_nothing_is_left_to_compile(bert):
     table = (Shape(3, 32), Shape(3, 64))
     prepared = bert.prepare(PAIRS, table=table)
-    assert bert._scorer._step._cache_size() == 0
+    assert compiled(bert) == 0
     assert bert.warmup(prepared) > 0
-    assert bert._scorer._step._cache_size() == 2
+    assert compiled(bert) == 2
     output = bert.run(bert.prepare(PAIRS, table=table))
     assert set(output.shapes) <= set(table)
-    assert bert._scorer._step._cache_size() == 2
+    assert compiled(bert) == 2
 
 
 def test_warmup_finds_out_what_does_not_fit(bert):
@@ -105,6 +115,51 @@ def test_warmup_finds_out_what_does_not_fit(bert):
     bert.warmup(bert.prepare(PAIRS, table=(Shape(4, 64),)))
     assert seen == [(4, 64), (2, 64)]
     assert bert._scorer.budget == 128
+
+
+def test_a_scorer_forgets_the_programs_that_it_used_least_recently(bert, monkeypatch):
+    monkeypatch.setattr("flax_rerank.scoring.MOST_PROGRAMS", 2)
+    for length in (64, 96, 64, 128):
+        bert.run(bert.prepare(PAIRS, table=(Shape(4, length),)))
+    assert [shape for shape, _ in bert._scorer._programs] == [(4, 64), (4, 128)]
+
+
+def test_a_reranker_keeps_few_of_the_tables_that_it_made(bert, monkeypatch):
+    monkeypatch.setattr("flax_rerank.rerankers.base.MOST_TABLES", 2)
+    for batch_size in (8, 4, 2, 1):
+        bert.prepare(PAIRS, batch_size=batch_size)
+    assert len(bert._tables) == 2
+
+
+# Parameters
+
+
+def test_a_changed_parameter_counts_at_the_next_call_and_in_save(bert, tmp_path):
+    before = bert.compute_score(PAIRS[:3])
+    bert.params["head.out_proj.bias"] = bert.params["head.out_proj.bias"] + 1
+    after = bert.compute_score(PAIRS[:3])
+    np.testing.assert_allclose(after, np.add(before, 1), rtol=0, atol=1e-5)
+    bert.save(tmp_path / "saved")
+    assert FlaxReranker(str(tmp_path / "saved"), devices="cpu:0").compute_score(PAIRS[:3]) == after
+
+
+# Equal pairs
+
+
+def test_equal_pairs_are_computed_once(bert):
+    alone, many = bert.score(PAIRS[:3]), bert.score(PAIRS[:3] * 300)
+    assert (many.steps, many.computed_tokens, many.padding_tokens) == (
+        alone.steps, alone.computed_tokens, alone.padding_tokens,
+    )  # fmt: skip
+    assert many.scores.tolist() == alone.scores.tolist() * 300
+
+
+def test_pairs_are_checked_once_a_call(bert, monkeypatch):
+    calls = []
+    monkeypatch.setattr("flax_rerank.rerankers.base.as_pairs", lambda pairs: calls.append(pairs) or as_pairs(pairs))
+    bert.compute_score(PAIRS[:1])
+    bert.score(PAIRS[:1])
+    assert len(calls) == 2
 
 
 # The two halves of scoring
@@ -118,7 +173,7 @@ def test_pairs_longer_than_a_table_get_a_shape_of_their_own(bert):
     pairs = [("a", "b"), ("a", "b " * 40)]
     prepared = bert.prepare(pairs, table=(Shape(64, 16),), max_length=128)
     assert prepared.table == (Shape(64, 16), Shape(8, 128))
-    assert [(step.pairs.tolist(), step.shape) for step in prepared.steps] == [([1, 0], Shape(2, 128))]
+    assert [(step.pairs.tolist(), step.shape) for step in prepared.steps] == [([1, 0], Shape(8, 128))]
 
 
 def test_pairs_at_fault_are_skipped_on_request(bert):
@@ -134,6 +189,12 @@ def test_pairs_at_fault_are_skipped_on_request(bert):
     alone = bert.compute_score([PAIRS[0], PAIRS[1]], max_length=16, query_max_length=13)
     np.testing.assert_allclose(output.scores[[0, 2]], alone, rtol=0, atol=1e-6)
     assert output.padding_tokens == output.computed_tokens - prepared.tokens.sum()
+
+
+def test_a_pair_of_empty_texts_beside_a_pair_at_fault_has_its_score(bert):
+    output = bert.run(bert.prepare([("", ""), ("a\ud800", "b"), ("", "")], skip_faulty=True))
+    assert output.scores[[0, 2]].tolist() == bert.compute_score([("", "")]) * 2
+    assert np.isnan(output.scores[1])
 
 
 def test_nothing_but_pairs_at_fault_is_no_error(bert):

@@ -9,8 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from flax_rerank import FlaxAutoReranker, LightWeightFlaxLLMReranker
 from flax_rerank.batching import GRID
-from flax_rerank.pairs import Template, TokenizedPairs
-from flax_rerank.rerankers.lightweight import compressed_sizes
+from flax_rerank.rerankers.call import compressed_sizes
+from flax_rerank.text.pairs import TokenizedPairs
+from flax_rerank.text.prompts import Template
 
 NAME = "lightweight-gemma2"
 # Of one length or nearly so: one compiled shape for each set of layers.
@@ -98,8 +99,8 @@ def test_a_saved_checkpoint_still_knows_the_softcap_of_the_config(reranker, mode
 
 def test_the_softcap_of_the_config_changes_scores(reranker, model):
     capped = reranker(NAME, {"attention_softcap": "config"})
-    assert model.model.config.attention_softcap is None
-    assert capped.model.config.attention_softcap == 50.0
+    assert model.spec.config.attention_softcap is None
+    assert capped.spec.config.attention_softcap == 50.0
     difference = np.subtract(model.compute_score(PAIRS), capped.compute_score(PAIRS))
     assert np.abs(difference).max() > 1e-3
 
@@ -170,19 +171,19 @@ def test_the_model_is_given_sizes_that_fall_with_each_compression(model, monkeyp
     class Recording:
         row_multiple = 1
 
-        def __call__(self, pairs, steps, options, **kwargs):
-            seen.extend((pairs, step.shape.length, options(step.shape.length)) for step in steps)
-            return np.zeros((len(pairs), 1), np.float32)
+        def __call__(self, params, pairs, steps, static, **kwargs):
+            seen.extend((pairs, step.shape.length, static(step.shape.length)[1]) for step in steps)
+            return np.zeros((len(pairs), 1), np.float32), steps
 
     monkeypatch.setattr(model, "_scorer", Recording())
     model.compute_score(PAIRS, compress_layers=[3, 1], compress_ratio=4, cutoff_layers=[6])
-    ((pairs, length, options),) = seen
+    ((pairs, length, compression),) = seen
     suffix = len(pairs.template.suffix)
     around = pairs.passage_starts + suffix
     once = -(-(pairs.lengths - around) // 4)
     twice = -(-once // 4)
-    (first, after_first), (second, after_second) = options["compressed"]
-    assert (first, second, options["ratio"], options["suffix_length"]) == (1, 3, 4, suffix)
+    (first, after_first), (second, after_second) = compression.at
+    assert (first, second, compression.ratio, compression.suffix_length) == (1, 3, 4, suffix)
     assert 0 <= after_first - (around + once).max() < GRID
     assert 0 <= after_second - (around + twice).max() < GRID
     assert after_second < after_first < length
@@ -208,7 +209,7 @@ def test_a_layer_outside_the_model_is_refused_with_the_range(model, layer):
     [
         ({"head_index": "first"}, "head_index 'first' is neither 'reference' nor 'layer'"),
         ({"attention_softcap": "none"}, "attention_softcap 'none' is neither 'reference' nor 'config'"),
-        ({"cutoff_layers": [1]}, r"cutoff_layers \[1\]: scores are there after layers 2 to 6"),
+        ({"cutoff_layers": [1]}, r"cutoff_layers \[1\]: the model has scores after layers 2 to 6"),
         ({"cutoff_layers": []}, "name at least one"),
         ({"compress_ratio": 3}, "compress_ratio 3 is not one of 1, 2, 4, 8"),
         ({"compress_ratio": 2, "compress_layers": [42]}, r"compress_layers \[42\]: the model has layers 0 to 5"),

@@ -40,14 +40,14 @@ def edited(tmp_path, name, file, **fields):
 def test_yes_of_several_pieces_warns_and_scores_by_the_first():
     with pytest.warns(UserWarning, match="'Yes' is 2 tokens to this tokenizer; the score is the logit of the first"):
         model = FlaxAutoReranker.from_finetuned(str(CASES / "decoder-llama"))
-    pieces = model.tokenizer.encode("Yes")
+    pieces = model.spec.tokenizer.encode("Yes")
     assert len(pieces) == 2
-    assert model.model.config.score_token == pieces[0]
+    assert model.spec.readout.tokens == (pieces[0],)
 
 
 def test_yes_of_one_piece_does_not_warn():
     model = FlaxAutoReranker.from_finetuned(str(CASES / "decoder-qwen2"))  # warnings are errors here
-    assert [model.model.config.score_token] == model.tokenizer.encode("Yes").tolist()
+    assert list(model.spec.readout.tokens) == model.spec.tokenizer.encode("Yes").tolist()
 
 
 @several_pieces
@@ -63,18 +63,18 @@ def test_of_an_untied_head_only_the_row_of_yes_is_read(monkeypatch):
     monkeypatch.setattr(SafetensorsFiles, "read", noting)
     model = FlaxAutoReranker.from_finetuned(str(CASES / "decoder-llama"))
     tensors = load_file(CASES / "decoder-llama" / "model.safetensors")
-    yes = int(model.tokenizer.encode("Yes")[0])
+    yes = int(model.spec.tokenizer.encode("Yes")[0])
     assert parts == {name: tensor.shape for name, tensor in tensors.items()} | {"lm_head.weight": (1, 32)}
-    assert model.model.head[...].shape == (1, 32)
-    np.testing.assert_array_equal(model.model.head[...][0], tensors["lm_head.weight"][yes])
+    assert model.params["head"].shape == (1, 32)
+    np.testing.assert_array_equal(model.params["head"][0], tensors["lm_head.weight"][yes])
 
 
 @several_pieces
 def test_a_tied_head_is_the_row_of_the_embeddings(reranker):
     for name in ("decoder-qwen2", "decoder-gemma"):
-        model = reranker(name).model
-        assert model.config.tied_head
-        assert not hasattr(model, "head")
+        model = reranker(name)
+        assert model.spec.readout.head == "tied"
+        assert "head" not in model.params
 
 
 # ---- template
@@ -84,7 +84,7 @@ def test_a_prompt_changes_scores_and_token_counts(reranker):
     model = reranker("decoder-llama")
     prompt = "Is B relevant to A?"
     default, other = model.score(PAIRS), model.score(PAIRS, prompt=prompt)
-    saved = len(model.tokenizer.encode(model.default_prompt)) - len(model.tokenizer.encode(prompt))
+    saved = len(model.spec.tokenizer.encode(model.spec.prompt_format.prompt)) - len(model.spec.tokenizer.encode(prompt))
     assert saved > 0
     np.testing.assert_array_equal(default.tokens - other.tokens, saved)
     assert np.abs(default.scores - other.scores).min() > 1e-3
@@ -95,7 +95,7 @@ def test_the_prompt_of_the_constructor_is_that_of_each_call(reranker):
     of_constructor = reranker("decoder-llama", {"prompt": prompt})
     scores = of_constructor.compute_score(PAIRS)
     assert scores == reranker("decoder-llama").compute_score(PAIRS, prompt=prompt)
-    default = reranker("decoder-llama").default_prompt
+    default = reranker("decoder-llama").spec.prompt_format.prompt
     assert of_constructor.compute_score(PAIRS, prompt=default) == reranker("decoder-llama").compute_score(PAIRS)
 
 
@@ -103,29 +103,29 @@ def test_the_prompt_of_the_constructor_is_that_of_each_call(reranker):
 def test_a_bos_token_that_is_also_the_padding_is_left_out(reranker, tmp_path):
     folder = edited(tmp_path, "decoder-llama", "tokenizer_config.json", pad_token="<s>")
     model = FlaxAutoReranker.from_finetuned(folder)
-    assert model.tokenizer.bos_token_id == model.tokenizer.pad_token_id
-    assert model._template(model._lengths(None, None)).prefix == ()
+    assert model.spec.tokenizer.bos_token_id == model.spec.tokenizer.pad_token_id
+    assert model.spec.template(model.settings).prefix == ()
     usual = reranker("decoder-llama")
-    assert usual._template(usual._lengths(None, None)).prefix == (usual.tokenizer.bos_token_id,)
+    assert usual.spec.template(usual.settings).prefix == (usual.spec.tokenizer.bos_token_id,)
     np.testing.assert_array_equal(model.score(PAIRS).tokens, usual.score(PAIRS).tokens - 1)
 
 
 def test_a_tokenizer_without_bos_puts_none_first(reranker):
     model = reranker("decoder-qwen3")
-    assert model.tokenizer.bos_token_id is None
-    assert model._template(model._lengths(None, None)).prefix == ()
+    assert model.spec.tokenizer.bos_token_id is None
+    assert model.spec.template(model.settings).prefix == ()
 
 
 # ---- what comes back
 
 
-def test_scores_are_floats_and_numpy_float32_of_the_same_values(reranker):
+def test_scores_are_floats_and_a_numpy_array_of_the_same_values(reranker):
     model = reranker("decoder-llama")
     scores = model.compute_score(PAIRS)
     assert [type(score) for score in scores] == [float] * len(PAIRS)
     output = model.score(PAIRS)
-    assert output.scores.dtype == np.float32
-    np.testing.assert_allclose(output.scores, scores, rtol=1e-6)
+    assert output.scores.dtype == np.float64
+    assert output.scores.tolist() == scores
     assert output.tokens.tolist() == [len(load_case("decoder-llama").runs[0]["input_ids"][i]) for i in (0, 2, 5)]
     assert not output.truncated.any()
 
@@ -146,7 +146,7 @@ def test_bfloat16_keeps_the_order_of_scores_half_their_spread_apart(reranker, na
     case = load_case(name)
     run = next(run for run in case.runs if "max_length" in run["call"])
     model = reranker(name, {"dtype": "bfloat16"})
-    assert model.model.embed_tokens.embedding[...].dtype == ml_dtypes.bfloat16
+    assert model.params["embed_tokens.embedding"].dtype == ml_dtypes.bfloat16
     exact = np.array(run["scores"])
     rounded = np.array(model.compute_score(case.pairs, max_length=run["call"]["max_length"]))
     apart = np.subtract.outer(exact, exact)
@@ -161,12 +161,12 @@ def test_bfloat16_keeps_the_order_of_scores_half_their_spread_apart(reranker, na
 def test_an_instruction_that_leaves_no_token_of_the_passage_names_the_numbers(reranker):
     instruction = "panda " * 80
     model = reranker("decoder-llama", {"passage_instruction_for_rerank": instruction, "max_length": 64})
-    taken = len(model.tokenizer.encode(instruction))
+    taken = len(model.spec.tokenizer.encode(instruction))
     assert taken > 64
-    query = len(model.tokenizer.encode("A: " + PAIRS[0][0]))
+    query = len(model.spec.tokenizer.encode("A: " + PAIRS[0][0]))
     with pytest.raises(ValueError, match="pair 0: no token of the passage is left") as error:
         model.compute_score(PAIRS)
-    capacity = 64 + len(model.tokenizer.encode(model.default_prompt)) - 1
+    capacity = 64 + len(model.spec.tokenizer.encode(model.spec.prompt_format.prompt)) - 1
     for number in (taken, query, capacity, 64):
         assert f" {number}" in str(error.value)
 
@@ -200,5 +200,5 @@ def test_arguments_that_the_class_does_not_have_are_named(reranker):
 
 @pytest.mark.parametrize("name", ["layerwise-minicpm", "lightweight-gemma2"])
 def test_a_checkpoint_of_another_kind_is_refused_by_its_kind(name):
-    with pytest.raises(ValueError, match=r"is a decoder-only-(layerwise|lightweight) reranker, FlaxLLMReranker takes"):
+    with pytest.raises(ValueError, match=r"is a reranker of the kind decoder-only-(layerwise|lightweight), not decoder-only-base"):
         FlaxLLMReranker(str(CASES / name))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from reference_cases import CASES
 
-from flax_rerank.pairs import Instruction, as_pairs, tokenize
-from flax_rerank.rerankers.base import Lengths
-from flax_rerank.rerankers.encoder import FlaxReranker
-from flax_rerank.tokenizer import Tokenizer
+from flax_rerank import FlaxReranker
+from flax_rerank.text.pairs import as_pairs, tokenize
+from flax_rerank.text.prompts import Instruction
+from flax_rerank.text.tokenizer import Tokenizer
 
 PLAIN = Instruction(None, "{}{}")
 CLS, SEP = 2, 3
@@ -31,8 +31,8 @@ def bert(reranker):
 def tokenized(bert):
     """`tokenized(pairs, query_max_length=12, max_length=16, ...)`, as the BERT case has it."""
 
-    def call(pairs, query_max_length=12, max_length=16, tokenizer=bert.tokenizer, query=PLAIN, passage=PLAIN):
-        template = bert._template(Lengths(query_max_length, max_length))
+    def call(pairs, query_max_length=12, max_length=16, tokenizer=bert.spec.tokenizer, query=PLAIN, passage=PLAIN):
+        template = bert.spec.prompt_format.template(tokenizer, max_length, query_max_length)
         return tokenize(pairs, tokenizer, template, query_instruction=query, passage_instruction=passage)
 
     return call
@@ -151,8 +151,8 @@ def test_instructions_stand_before_query_and_passage(tokenized, bert):
     pairs = tokenized(
         [("panda", "tutor")], query=Instruction("justice", "{} {}"), passage=Instruction("physical", r"{}:\n{}")
     )
-    query = bert.tokenizer.encode("justice panda").tolist()
-    passage = bert.tokenizer.encode("physical: tutor").tolist()
+    query = bert.spec.tokenizer.encode("justice panda").tolist()
+    passage = bert.spec.tokenizer.encode("physical: tutor").tolist()
     assert pairs.ids(0).tolist() == [CLS, *query, SEP, *passage, SEP]
     assert pairs.passage_starts.tolist() == [len(query) + 2]
 
@@ -182,7 +182,7 @@ def test_query_and_passage_are_cut_on_the_right_and_it_is_told(
 ):
     # 16 tokens, 3 of them special: 13 for both, at most 12 for the query.
     pairs = tokenized([(words(query), words(passage, 5))])
-    encode = bert.tokenizer.encode
+    encode = bert.spec.tokenizer.encode
     expected = [CLS, *encode(words(query_kept)), SEP, *encode(words(passage_kept, 5)), SEP]
     assert pairs.ids(0).tolist() == expected
     assert pairs.lengths.tolist() == [len(expected)]
@@ -247,7 +247,7 @@ def test_a_text_that_is_query_and_passage_is_tokenised_once(tokenized, encoded_t
 def test_with_an_instruction_the_same_text_differs_as_query_and_as_passage(tokenized, encoded_texts, bert):
     pairs = tokenized([("panda", "panda")], query=Instruction("justice", "{} {}"))
     assert [sorted(texts) for texts in encoded_texts] == [["justice panda", "panda"]]
-    panda, justice = (int(bert.tokenizer.encode(text)[0]) for text in ("panda", "justice"))
+    panda, justice = (int(bert.spec.tokenizer.encode(text)[0]) for text in ("panda", "justice"))
     assert pairs.ids(0).tolist() == [CLS, justice, panda, SEP, panda, SEP]
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flax_rerank.tokenizer import Tokenizer
+from flax_rerank.text.prompts import Instruction, Template
+from flax_rerank.text.tokenizer import Tokenizer
 
 Pair = tuple[str, str]
 
@@ -35,45 +36,6 @@ def as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pa
             raise TypeError(f"pair {index} is not two strings: {_short(pair)}")
         checked.append((pair[0], pair[1]))
     return checked
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """What is put around a text: `format` with the instruction and the text filled in."""
-
-    text: str | None
-    format: str
-
-    def apply(self, sentence: str) -> str:
-        """The text with its instruction; a literal backslash-n in the format is a line break."""
-        return sentence if self.text is None else self.format.replace("\\n", "\n").format(self.text, sentence)
-
-
-@dataclass(frozen=True)
-class Template:
-    """Token ids around query and passage, and how many tokens these two may have together.
-
-    Attributes:
-        prefix, middle, suffix: token ids before, between and after the two.
-        capacity: tokens of query and passage together; the passage is cut to fit.
-        query_max_length, passage_max_length: tokens of each, cut before they are put together.
-    """
-
-    prefix: tuple[int, ...]
-    middle: tuple[int, ...]
-    suffix: tuple[int, ...]
-    capacity: int
-    query_max_length: int
-    passage_max_length: int
-
-    @property
-    def special_tokens(self) -> int:
-        return len(self.prefix) + len(self.middle) + len(self.suffix)
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest sequence that can come out."""
-        return self.special_tokens + min(self.capacity, self.query_max_length + self.passage_max_length)
 
 
 @dataclass(frozen=True)
@@ -109,6 +71,18 @@ class TokenizedPairs:
 
     def __len__(self) -> int:
         return len(self.query_index)
+
+    def distinct(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Equal pairs, of those that can be scored.
+
+        Returns:
+            int64 indices of all pairs that can be scored; of the first pair of each kind; and for each of the former
+            its place among the latter.
+        """
+        sound = np.setdiff1d(np.arange(len(self)), list(self.faults))
+        kinds = np.stack([self.query_index[sound], self.passage_index[sound]], axis=1)
+        _, first, same = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
+        return sound, sound[first], same.reshape(-1)
 
     def ids(self, pair: int) -> np.ndarray:
         """The token ids of one pair, int32 [lengths[pair]]."""

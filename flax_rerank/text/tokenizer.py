@@ -99,12 +99,8 @@ class Tokenizer:
 
 
 def _through_transformers(folder: Path) -> Backend:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise ImportError(
-            f"{folder} has no tokenizer.json, and making one takes transformers: pip install transformers"
-        ) from error
+    from transformers import AutoTokenizer
+
     logger.warning("%s has no tokenizer.json; transformers makes one from the other files", folder)
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
 
@@ -117,7 +113,7 @@ def _settings(folder: Path) -> dict[str, Any]:
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise ValueError(f"{path} is no JSON: {error}") from error
+                raise ValueError(f"{path} is not JSON: {error}") from error
             settings |= {key: value for key, value in found.items() if value is not None}
     return settings
 

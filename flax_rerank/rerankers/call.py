@@ -1,0 +1,101 @@
+"""What scoring makes of a spec and settings: the template, the layers to score after, the compression."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flax_rerank.batching import GRID
+from flax_rerank.models.compression import Compression
+from flax_rerank.models.readout import Readout
+from flax_rerank.scoring import Static
+from flax_rerank.settings import LayerwiseSettings, LightweightSettings, Settings
+from flax_rerank.spec import Spec
+from flax_rerank.text.pairs import TokenizedPairs
+from flax_rerank.text.prompts import Template
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call's settings, resolved against the model.
+
+    Attributes:
+        settings: with the call's overrides.
+        template: what is put around query and passage.
+        readout: the layers that are scored, ascending, and their heads.
+        layers: the layers that were asked for, in that order; None for rerankers with one score.
+        outputs: for each of these, the model's output.
+        compressed: the layers before which passages are compressed, ascending.
+    """
+
+    settings: Settings
+    template: Template
+    readout: Readout
+    layers: tuple[int, ...] | None = None
+    outputs: tuple[int, ...] = (0,)
+    compressed: tuple[int, ...] = ()
+
+    def static(self, pairs: TokenizedPairs, lengths: Sequence[int]) -> Callable[[int], Static]:
+        """The model's static arguments for a step of each of these lengths."""
+        if not isinstance(self.settings, LightweightSettings) or not self.compressed:
+            return lambda length: (self.readout, None)
+        ratio, suffix = self.settings.compress_ratio, len(self.template.suffix)
+        sizes = compressed_sizes(pairs, lengths, suffix, ratio, times=len(self.compressed))
+        return lambda length: (
+            self.readout,
+            Compression(tuple(zip(self.compressed, sizes[length], strict=True)), ratio, suffix),
+        )
+
+
+def resolve(spec: Spec, settings: Settings) -> Call:
+    """What scoring makes of these settings.
+
+    Raises:
+        ValueError: a layer without a head, a layer to compress that the model does not have, or lengths beyond the
+            model's positions.
+    """
+    template = spec.template(settings)
+    if not isinstance(settings, LayerwiseSettings):
+        return Call(settings, template, spec.readout)
+    asked = settings.cutoff_layers
+    if asked is None:
+        asked = spec.readout.layers[-1]
+    asked = (asked,) if isinstance(asked, int) else tuple(asked)
+    layers = tuple(sorted(set(asked)))
+    lightweight = isinstance(settings, LightweightSettings)
+    by_place = lightweight and settings.head_index == "reference"
+    readout = spec.readout.at(layers, tuple(range(len(layers))) if by_place else None)
+    compressed = _compressed(spec, settings, layers[-1]) if lightweight else ()
+    return Call(settings, template, readout, asked, tuple(map(layers.index, asked)), compressed)
+
+
+def _compressed(spec: Spec, settings: LightweightSettings, last: int) -> tuple[int, ...]:
+    if settings.compress_ratio == 1:
+        return ()
+    depth = spec.config.num_hidden_layers
+    wrong = [layer for layer in settings.compress_layers if not 0 <= layer < depth]
+    if wrong:
+        raise ValueError(f"compress_layers {wrong}: the model has layers 0 to {depth - 1}")
+    # Layer 0 is left out, as in FlagEmbedding.
+    return tuple(layer for layer in sorted(set(settings.compress_layers)) if 0 < layer < last)
+
+
+def compressed_sizes(
+    pairs: TokenizedPairs, lengths: Sequence[int], suffix_length: int, ratio: int, *, times: int
+) -> Mapping[int, tuple[int, ...]]:
+    """For steps of each of these lengths, the lengths after one, two, ... `times` compressions.
+
+    They fit all pairs that such a step may hold: those that are not longer. They are rounded up by less than a
+    sixteenth of the length, so that other pairs seldom need other lengths, which would have to be compiled.
+    """
+    tokens, starts = pairs.lengths.astype(np.int64), pairs.passage_starts.astype(np.int64)
+    sizes: dict[int, tuple[int, ...]] = dict.fromkeys(lengths, ())
+    for _ in range(times):
+        passages = np.maximum(tokens - starts - suffix_length, 0)
+        tokens = tokens - passages + -(-passages // ratio)
+        for length in lengths:
+            fits = pairs.lengths <= length
+            longest = int(tokens[fits].max()) if fits.any() else 1
+            grid = max(1 << (length.bit_length() - 5), GRID)
+            sizes[length] = (*sizes[length], min(-(-longest // grid) * grid, length))
+    return sizes

@@ -1,0 +1,285 @@
+"""All that a user can set, one frozen dataclass for each kind of reranker.
+
+A field says everything about a setting once: its name, type, default and help. From it follow the argument of the
+constructor and of `compute_score`, the command-line option, and the entry in a Flax checkpoint.
+"""
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, ClassVar, Literal, Self
+
+from flax_rerank.sharding import DEFAULT_RULES, Devices, MeshShape, ShardingRules
+from flax_rerank.text.prompts import Instruction, PromptFormat
+
+CutoffLayers = int | Sequence[int] | None
+
+RATIOS = (1, 2, 4, 8)
+_INSTRUCTIONS = (
+    *("query_instruction_for_rerank", "query_instruction_format"),
+    *("passage_instruction_for_rerank", "passage_instruction_format"),
+)
+_LENGTHS = ("batch_size", "query_max_length", "max_length")
+
+
+class RerankerModelClass(Enum):
+    """The kinds of reranker."""
+
+    ENCODER_ONLY_BASE = "encoder-only-base"
+    DECODER_ONLY_BASE = "decoder-only-base"
+    DECODER_ONLY_LAYERWISE = "decoder-only-layerwise"
+    DECODER_ONLY_LIGHTWEIGHT = "decoder-only-lightweight"
+
+
+def setting(default: Any, help: str, *, kept: bool = False, per_call: bool = False, **option: Any) -> Any:
+    """A field of `Settings`.
+
+    Args:
+        default: its default.
+        help: what it does, for the command line and the docs.
+        kept: it belongs to the model rather than to the machine, so a Flax checkpoint keeps it.
+        per_call: `compute_score` takes it too, for one call.
+        option: what the command-line option needs besides; see `flax_rerank.cli.options`.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "kept": kept, "per_call": per_call, **option})
+
+
+class UnknownSettingError(TypeError):
+    """A setting that a kind of reranker does not have.
+
+    Attributes:
+        name: the setting.
+    """
+
+    def __init__(self, name: str, model_class: str) -> None:
+        super().__init__(f"a reranker of the kind {model_class} has no setting {name!r}")
+        self.name = name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of every reranker, with the names, defaults and meanings of FlagEmbedding's arguments."""
+
+    # An entry of `PROMPT_FORMATS`.
+    default_format: ClassVar[str] = "pair"
+
+    # The order of FlagEmbedding's positional arguments.
+    positional: ClassVar[tuple[str, ...]] = (
+        *("use_fp16", *_INSTRUCTIONS, "trust_remote_code", "cache_dir", "devices"),
+        *(*_LENGTHS, "normalize"),
+    )
+    call_positional: ClassVar[tuple[str, ...]] = (*_LENGTHS, "normalize")
+    # Arguments of FlagEmbedding's `compute_score` that have nothing to choose here, and old names of others.
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    use_fp16: bool = setting(False, "half precision on TPU and GPU, which is the default there", cli=False)
+    use_bf16: bool = setting(False, "bfloat16, on a CPU too", cli=False)
+    dtype: str | None = setting(
+        None, "of parameters and computation; by default bfloat16 on TPU and GPU, float32 on CPU",
+        choices=("float32", "bfloat16"),
+    )  # fmt: skip
+    query_instruction_for_rerank: str | None = setting(
+        None, "put before each query", kept=True, per_call=True, flag="--query-instruction", metavar="TEXT"
+    )
+    query_instruction_format: str = setting(
+        "{}{}", "how, as a Python format of instruction and query", kept=True, per_call=True, metavar="FORMAT"
+    )
+    passage_instruction_for_rerank: str | None = setting(
+        None, "put before each passage", kept=True, per_call=True, flag="--passage-instruction", metavar="TEXT"
+    )
+    passage_instruction_format: str = setting(
+        "{}{}", "how, as a Python format of instruction and passage", kept=True, per_call=True, metavar="FORMAT"
+    )
+    trust_remote_code: bool = setting(False, "no remote code ever runs here, so True changes nothing", cli=False)
+    cache_dir: str | None = setting(None, "where snapshots from the hub are kept", metavar="DIR")
+    devices: Devices = setting(
+        None, '"cpu", "gpu", "tpu", "cuda:0", 0, ...; by default all local devices share each batch',
+        parse=lambda text: int(text) if text.isdecimal() else text, metavar="DEVICE",
+    )  # fmt: skip
+    mesh: MeshShape = setting(
+        None, 'sizes of the mesh\'s axes, as "data=4,model=2": the batch is split over data, the parameters over model',
+        parse=str, metavar="MESH",
+    )  # fmt: skip
+    sharding_rules: ShardingRules = setting(DEFAULT_RULES, "which axes of the parameters are split", cli=False)
+    batch_size: int = setting(
+        128, "times max_length: the most tokens that a step computes", per_call=True, metavar="N"
+    )
+    query_max_length: int | None = setting(
+        None, "tokens of the query; by default 3/4 of max_length", kept=True, per_call=True, metavar="N"
+    )
+    max_length: int = setting(512, "tokens of the pair", kept=True, per_call=True, metavar="N")
+    normalize: bool = setting(False, "give sigmoid(logit) instead of the logit", kept=True, per_call=True)
+    show_progress_bar: bool | None = setting(
+        None, "show one; by default for calls of more than batch_size pairs", per_call=True, cli=False
+    )
+    passage_max_length: int | None = setting(
+        None, "has no effect, here as in FlagEmbedding: max_length bounds the pair", cli=False
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_length", "query_max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.query_max_length is None and self.query_tokens < 1:
+            raise ValueError("query_max_length is 0 (3/4 of max_length); it must be at least 1")
+
+    @property
+    def query_tokens(self) -> int:
+        """The most tokens of a query."""
+        return self.max_length * 3 // 4 if self.query_max_length is None else self.query_max_length
+
+    @property
+    def query_instruction(self) -> Instruction:
+        """What is put around each query."""
+        return Instruction(self.query_instruction_for_rerank, self.query_instruction_format)
+
+    @property
+    def passage_instruction(self) -> Instruction:
+        """What is put around each passage."""
+        return Instruction(self.passage_instruction_for_rerank, self.passage_instruction_format)
+
+    @classmethod
+    def call_names(cls) -> list[str]:
+        """What `compute_score` takes besides the pairs, those that FlagEmbedding takes by position first."""
+        names = {field.name for field in fields(cls) if field.metadata["per_call"]}
+        names |= {*cls.without_effect, *cls.renamed}
+        return [name for name in cls.call_positional if name in names] + sorted(names - {*cls.call_positional})
+
+    def override(self, **given: Any) -> Self:
+        """These settings with those of one call; None stands for the value that is there.
+
+        Raises:
+            TypeError: a name that `compute_score` does not take.
+            ValueError: a value out of range.
+        """
+        names = self.call_names()
+        for name in given:
+            if name not in names:
+                raise TypeError(f"compute_score() got an unexpected keyword argument {name!r}")
+        known = {name: value for name, value in given.items() if value is not None and name not in self.without_effect}
+        for old, new in self.renamed.items():
+            if old in known:
+                warn_caller(f"{old} is the old name of {new}", DeprecationWarning)
+                known[new] = known.pop(old)
+        return dataclasses.replace(self, **known) if known else self
+
+    def kept(self) -> dict[str, Any]:
+        """What a Flax checkpoint keeps: the settings of the model that are not the defaults, as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.metadata["kept"]}
+        defaults = {field.name: field.default for field in fields(self)}
+        return {
+            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            for name, value in values.items()
+            if value != defaults[name]
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings(Settings):
+    """The settings of `FlaxReranker`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMSettings(Settings):
+    """The settings of `FlaxLLMReranker`."""
+
+    default_format: ClassVar[str] = "flag-llm"
+    positional: ClassVar[tuple[str, ...]] = (
+        *("peft_path", "use_fp16", "use_bf16", *_INSTRUCTIONS, "cache_dir", "trust_remote_code", "devices"),
+        *("cutoff_layers", "compress_layers", "compress_ratio", "prompt", *_LENGTHS, "normalize"),
+    )
+    call_positional: ClassVar[tuple[str, ...]] = (
+        *(*_LENGTHS, "cutoff_layers", "compress_layer", "compress_layers", "compress_ratio", "prompt", "normalize"),
+        *("use_dataloader", "num_workers"),
+    )
+    without_effect: ClassVar[tuple[str, ...]] = ("use_dataloader", "num_workers")
+
+    query_instruction_for_rerank: str | None = setting(
+        "A: ", "put before each query", kept=True, per_call=True, flag="--query-instruction", metavar="TEXT"
+    )
+    passage_instruction_for_rerank: str | None = setting(
+        "B: ", "put before each passage", kept=True, per_call=True, flag="--passage-instruction", metavar="TEXT"
+    )
+    peft_path: str | None = setting(None, "a LoRA adapter to merge: a folder or a name on the hub", metavar="PATH")
+    prompt: str | None = setting(
+        None, "the question put after the passage (LLM rerankers)", kept=True, per_call=True, metavar="TEXT"
+    )
+    prompt_format: str | PromptFormat | None = setting(
+        None, "what is put around query and passage: an entry of PROMPT_FORMATS by name (LLM rerankers)",
+        kept=True, parse=str, metavar="NAME",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.prompt_format, dict):  # as JSON has it
+            object.__setattr__(self, "prompt_format", PromptFormat(**self.prompt_format))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseSettings(LLMSettings):
+    """The settings of `LayerWiseFlaxLLMReranker`."""
+
+    default_format: ClassVar[str] = "flag-layerwise"
+
+    cutoff_layers: CutoffLayers = setting(
+        None, "layers to score after, counted from 1; by default the last (layerwise, lightweight)",
+        kept=True, per_call=True, metavar="N",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightweightSettings(LayerwiseSettings):
+    """The settings of `LightWeightFlaxLLMReranker`."""
+
+    default_format: ClassVar[str] = "flag-lightweight"
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[Mapping[str, str]] = {"compress_layer": "compress_layers"}
+
+    compress_layers: Sequence[int] = setting(
+        (8,), "layers, counted from 0, before which passage tokens are averaged (lightweight)",
+        kept=True, per_call=True, metavar="N",
+    )  # fmt: skip
+    compress_ratio: int = setting(
+        1, "passage tokens that become one: 1 (none), 2, 4 or 8 (lightweight)", kept=True, per_call=True, metavar="N"
+    )
+    head_index: Literal["reference", "layer"] = setting(
+        "reference",
+        "the head of each layer: reference takes the first head for the lowest layer asked, and so on, as "
+        "FlagEmbedding does; layer takes each layer's own (lightweight)",
+        kept=True, per_call=True,
+    )  # fmt: skip
+    attention_softcap: Literal["reference", "config"] = setting(
+        "reference",
+        "reference leaves out Gemma 2's bound of attention scores, as FlagEmbedding does; config applies it "
+        "(lightweight)",
+        kept=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (("head_index", ("reference", "layer")), ("attention_softcap", ("reference", "config"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)!r} is neither {' nor '.join(map(repr, choices))}")
+        if self.compress_ratio not in RATIOS:
+            raise ValueError(f"compress_ratio {self.compress_ratio!r} is not one of {', '.join(map(str, RATIOS))}")
+
+
+SETTINGS: Mapping[RerankerModelClass, type[Settings]] = {
+    RerankerModelClass.ENCODER_ONLY_BASE: EncoderSettings,
+    RerankerModelClass.DECODER_ONLY_BASE: LLMSettings,
+    RerankerModelClass.DECODER_ONLY_LAYERWISE: LayerwiseSettings,
+    RerankerModelClass.DECODER_ONLY_LIGHTWEIGHT: LightweightSettings,
+}
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, and point to the first caller outside of this package."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("flax_rerank"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -1,0 +1,213 @@
+"""A `Spec`: all that is known of a reranker before a weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from flax_rerank import checkpoint, convert
+from flax_rerank.convert.family import Family
+from flax_rerank.convert.load import family_of
+from flax_rerank.convert.hf_config import HFConfig
+from flax_rerank.dtypes import DTypes
+from flax_rerank.hub import HubError, local_folder
+from flax_rerank.models import DecoderConfig, EncoderConfig
+from flax_rerank.models.readout import Readout
+from flax_rerank.convert.load import materialize, parameters_of
+from flax_rerank.settings import (
+    SETTINGS,
+    LightweightSettings,
+    LLMSettings,
+    RerankerModelClass,
+    Settings,
+    UnknownSettingError,
+    warn_caller,
+)
+from flax_rerank.text.prompts import PromptFormat, Template, find_prompt_format
+from flax_rerank.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A reranker without its weights.
+
+    Attributes:
+        name: what the user asked for: a folder, or a name on the Hugging Face hub.
+        folder: where the checkpoint is; None where only its config is known.
+        model_class: the kind of reranker.
+        hf: config.json of the PyTorch checkpoint, also where the folder holds a Flax one.
+        is_flax: the folder holds a Flax checkpoint.
+        config: the shape of the model's body.
+        readout: the layers that can be scored, and by which head.
+        prompt_format: what is put around query and passage.
+        tokenizer: the checkpoint's.
+        settings: the user's, and the checkpoint's where the user gave none.
+        adapter: the folder of the LoRA adapter that is merged into the weights.
+    """
+
+    name: str
+    folder: Path | None
+    model_class: RerankerModelClass
+    hf: Mapping[str, Any]
+    is_flax: bool
+    config: EncoderConfig | DecoderConfig
+    readout: Readout
+    prompt_format: PromptFormat
+    tokenizer: Tokenizer
+    settings: Settings
+    adapter: Path | None = None
+
+    @property
+    def family(self) -> Family:
+        """How the checkpoint's names and config map to the model."""
+        return family_of(self.hf)
+
+    def module(self, dtypes: DTypes) -> nnx.Module:
+        """The model with parameters that have shapes and no values."""
+        return nnx.eval_shape(lambda: self.family.module(self.config, self.readout, dtypes))
+
+    def template(self, settings: Settings) -> Template:
+        """The token ids around query and passage, and how these are cut.
+
+        Raises:
+            ValueError: inputs could be longer than the model's positions.
+        """
+        prompt = settings.prompt if isinstance(settings, LLMSettings) else None
+        template = self.prompt_format.template(self.tokenizer, settings.max_length, settings.query_tokens, prompt)
+        positions = self.config.max_length
+        if positions is not None and template.max_tokens > positions:
+            raise ValueError(
+                f"max_length {settings.max_length} makes inputs of up to {template.max_tokens} tokens with all that is "
+                f"put around query and passage; the model has {positions} positions"
+            )
+        return template
+
+    def load(self, dtypes: DTypes, shardings: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
+        module = self.module(dtypes)
+        if self.is_flax:
+            from flax_rerank.checkpoint.params import StoredParams
+            stored = StoredParams(self.folder / "params")
+            loaded = materialize(module, shardings, lambda path, index: stored.read(path, dtypes.stored, index))
+        else:
+            loaded = convert.open_checkpoint(
+                self.folder, adapter=self.adapter, tokens=self.readout.tokens, dtypes=dtypes
+            ).load(dtypes.stored, lambda _: shardings)
+        return {path: param.get_value() for path, param in parameters_of(loaded).items()}
+
+
+class UnknownKindError(ValueError):
+    """Nothing says which kind of reranker a model is."""
+
+
+def open_spec(
+    name: str,
+    model_class: RerankerModelClass | None = None,
+    named: RerankerModelClass | None = None,
+    **settings: Any,
+) -> Spec:
+    """Open the checkpoint called `name`; no weight is read.
+
+    Args:
+        name: a folder with a PyTorch or a Flax checkpoint, or a name on the Hugging Face hub.
+        model_class: the kind of reranker; by default what the checkpoint or its name says.
+        named: the kind that the name stands for, if any. A Flax checkpoint says its kind itself.
+        settings: of that kind. A Flax checkpoint has its own, which count where these say nothing.
+
+    Raises:
+        FileNotFoundError: a folder without config.json or tokenizer.
+        OSError: the hub cannot be reached.
+        CheckpointError: a Flax checkpoint of a format that is not read here.
+        TypeError: a setting that this kind of reranker does not have.
+        ValueError: settings that do not fit the model; an embedding model; a config that says nothing of the kind.
+        NotImplementedError: an architecture that is not covered.
+    """
+    try:
+        folder = local_folder(name, settings.get("cache_dir"))
+    except HubError as error:
+        if model_class is None and named is None:
+            raise UnknownKindError(f"{name!r} is not a known name, and {error}") from error
+        raise
+    config = convert.read_config(folder)
+    return describe(name, folder, config, Tokenizer.from_folder(folder), model_class, named, **settings)
+
+
+def describe(
+    name: str,
+    folder: Path | None,
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    model_class: RerankerModelClass | None = None,
+    named: RerankerModelClass | None = None,
+    **settings: Any,
+) -> Spec:
+    """The spec of a config.json and a tokenizer. Arguments and errors are those of `open_spec`."""
+    is_flax = checkpoint.is_flax_config(config)
+    stored: Mapping[str, Any] = {}
+    if is_flax:
+        checkpoint.require_known_format(folder, config)
+        says: RerankerModelClass | None = RerankerModelClass(config["model_class"])
+        stored, hf = config["scoring"], config["source_config"]
+        chosen = model_class or says
+    else:
+        hf = config
+        value = convert.model_class_of(hf)
+        says = None if value is None else RerankerModelClass(value)
+        chosen = model_class or named or says
+    if chosen is None:
+        convert.refuse_embedding_model(hf)
+        raise UnknownKindError(
+            f"{name!r} is not a known name, and its config.json does not say which kind of reranker it is "
+            f"(architectures: {hf.get('architectures')}, model_type: {hf.get('model_type')!r})"
+        )
+    if says not in (None, chosen):
+        raise ValueError(f"{folder or name} is a reranker of the kind {says.value}, not {chosen.value}")
+    known = {field.name for field in fields(SETTINGS[chosen])}
+    for setting in settings:
+        if setting not in known:
+            raise UnknownSettingError(setting, chosen.value)
+    given = SETTINGS[chosen](**{**stored, **settings})
+    if given.passage_max_length is not None:
+        warn_caller("passage_max_length has no effect, here as in FlagEmbedding: max_length bounds the pair")
+    adapter = getattr(given, "peft_path", None)
+    if adapter is not None and is_flax:
+        raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
+    shape, readout = family_of(hf).architecture(HFConfig(hf))
+    prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)
+    if chosen is RerankerModelClass.DECODER_ONLY_BASE:
+        readout = replace(readout, tokens=_answers(prompt_format, tokenizer))
+    if isinstance(given, LightweightSettings) and given.attention_softcap == "reference":
+        shape = replace(shape, attention_softcap=None)
+    return Spec(
+        name=name,
+        folder=folder,
+        model_class=chosen,
+        hf=hf,
+        is_flax=is_flax,
+        config=shape,
+        readout=readout,
+        prompt_format=prompt_format,
+        tokenizer=tokenizer,
+        settings=given,
+        adapter=None if adapter is None else local_folder(str(adapter), given.cache_dir),
+    )
+
+
+def _answers(prompt_format: PromptFormat, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens whose logits make the score: the first piece of each answer, as in FlagEmbedding."""
+    tokens = []
+    for answer in (prompt_format.positive, prompt_format.negative):
+        if answer is None:
+            continue
+        pieces = tokenizer.encode(answer).tolist()
+        if not pieces:
+            raise ValueError(f"the tokenizer makes no token of {answer!r}")
+        if len(pieces) > 1:
+            warn_caller(
+                f"{answer!r} is {len(pieces)} tokens to this tokenizer; the score is the logit of the first"
+            )
+        tokens.append(pieces[0])
+    return tuple(tokens)

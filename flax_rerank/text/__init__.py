@@ -1,0 +1,1 @@
+"""From texts to token ids: the tokenizer, what is put around query and passage, and how both are cut."""
