@@ -34,17 +34,16 @@ class RerankerModelClass(Enum):
     DECODER_ONLY_LIGHTWEIGHT = "decoder-only-lightweight"
 
 
-def setting(default: Any, help: str, *, kept: bool = False, per_call: bool = False, **option: Any) -> Any:
-    """A field of `Settings`.
+def setting(default: Any, help: str, *, kept: bool = False, **option: Any) -> Any:
+    """A field of a class of settings.
 
     Args:
         default: its default.
         help: what it does, for the command line and the docs.
         kept: it belongs to the model rather than to the machine, so a Flax checkpoint keeps it.
-        per_call: `compute_score` takes it too, for one call.
         option: what the command-line option needs besides; see `flax_rerank.cli.options`.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "kept": kept, "per_call": per_call, **option})
+    return dataclasses.field(default=default, metadata={"help": help, "kept": kept, **option})
 
 
 class UnknownSettingError(TypeError):
@@ -60,64 +59,41 @@ class UnknownSettingError(TypeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings of every reranker, with the names, defaults and meanings of FlagEmbedding's arguments."""
+class CallSettings:
+    """What may differ from call to call: arguments of the constructor and of `compute_score` of every reranker.
 
-    # An entry of `PROMPT_FORMATS`.
-    default_format: ClassVar[str] = "pair"
+    Names, defaults and meanings are those of FlagEmbedding's arguments.
+    """
 
-    # The order of FlagEmbedding's positional arguments.
-    positional: ClassVar[tuple[str, ...]] = (
-        *("use_fp16", *_INSTRUCTIONS, "trust_remote_code", "cache_dir", "devices"),
-        *(*_LENGTHS, "normalize"),
+    # What FlagEmbedding takes by position, in its order. A name may be missing in some of the classes.
+    call_positional: ClassVar[tuple[str, ...]] = (
+        *(*_LENGTHS, "cutoff_layers", "compress_layer", "compress_layers", "compress_ratio", "prompt", "normalize"),
+        *("use_dataloader", "num_workers"),
     )
-    call_positional: ClassVar[tuple[str, ...]] = (*_LENGTHS, "normalize")
     # Arguments of FlagEmbedding's `compute_score` that have nothing to choose here, and old names of others.
     without_effect: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {}
 
-    use_fp16: bool = setting(False, "half precision on TPU and GPU, which is the default there", cli=False)
-    use_bf16: bool = setting(False, "bfloat16, on a CPU too", cli=False)
-    dtype: str | None = setting(
-        None, "of parameters and computation; by default bfloat16 on TPU and GPU, float32 on CPU",
-        choices=("float32", "bfloat16"),
-    )  # fmt: skip
     query_instruction_for_rerank: str | None = setting(
-        None, "put before each query", kept=True, per_call=True, flag="--query-instruction", metavar="TEXT"
+        None, "put before each query", kept=True, flag="--query-instruction", metavar="TEXT"
     )
     query_instruction_format: str = setting(
-        "{}{}", "how, as a Python format of instruction and query", kept=True, per_call=True, metavar="FORMAT"
+        "{}{}", "how, as a Python format of instruction and query", kept=True, metavar="FORMAT"
     )
     passage_instruction_for_rerank: str | None = setting(
-        None, "put before each passage", kept=True, per_call=True, flag="--passage-instruction", metavar="TEXT"
+        None, "put before each passage", kept=True, flag="--passage-instruction", metavar="TEXT"
     )
     passage_instruction_format: str = setting(
-        "{}{}", "how, as a Python format of instruction and passage", kept=True, per_call=True, metavar="FORMAT"
+        "{}{}", "how, as a Python format of instruction and passage", kept=True, metavar="FORMAT"
     )
-    trust_remote_code: bool = setting(False, "no remote code ever runs here, so True changes nothing", cli=False)
-    cache_dir: str | None = setting(None, "where snapshots from the hub are kept", metavar="DIR")
-    devices: Devices = setting(
-        None, '"cpu", "gpu", "tpu", "cuda:0", 0, ...; by default all local devices share each batch',
-        parse=lambda text: int(text) if text.isdecimal() else text, metavar="DEVICE",
-    )  # fmt: skip
-    mesh: MeshShape = setting(
-        None, 'sizes of the mesh\'s axes, as "data=4,model=2": the batch is split over data, the parameters over model',
-        parse=str, metavar="MESH",
-    )  # fmt: skip
-    sharding_rules: ShardingRules = setting(DEFAULT_RULES, "which axes of the parameters are split", cli=False)
-    batch_size: int = setting(
-        128, "times max_length: the most tokens that a step computes", per_call=True, metavar="N"
-    )
+    batch_size: int = setting(128, "times max_length: the most tokens that a step computes", metavar="N")
     query_max_length: int | None = setting(
-        None, "tokens of the query; by default 3/4 of max_length", kept=True, per_call=True, metavar="N"
+        None, "tokens of the query; by default 3/4 of max_length", kept=True, metavar="N"
     )
-    max_length: int = setting(512, "tokens of the pair", kept=True, per_call=True, metavar="N")
-    normalize: bool = setting(False, "give sigmoid(logit) instead of the logit", kept=True, per_call=True)
+    max_length: int = setting(512, "tokens of the pair", kept=True, metavar="N")
+    normalize: bool = setting(False, "give sigmoid(logit) instead of the logit", kept=True)
     show_progress_bar: bool | None = setting(
-        None, "show one; by default for calls of more than batch_size pairs", per_call=True, cli=False
-    )
-    passage_max_length: int | None = setting(
-        None, "has no effect, here as in FlagEmbedding: max_length bounds the pair", cli=False
+        None, "show one; by default for calls of more than batch_size pairs", cli=False
     )
 
     def __post_init__(self) -> None:
@@ -125,7 +101,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.query_max_length is None and self.query_tokens < 1:
+        if self.query_tokens < 1:
             raise ValueError("query_max_length is 0 (3/4 of max_length); it must be at least 1")
 
     @property
@@ -146,9 +122,48 @@ class Settings:
     @classmethod
     def call_names(cls) -> list[str]:
         """What `compute_score` takes besides the pairs, those that FlagEmbedding takes by position first."""
-        names = {field.name for field in fields(cls) if field.metadata["per_call"]}
-        names |= {*cls.without_effect, *cls.renamed}
+        names = {field.name for field in fields(cls)} | {*cls.without_effect, *cls.renamed}
         return [name for name in cls.call_positional if name in names] + sorted(names - {*cls.call_positional})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(CallSettings):
+    """All that the constructor of a reranker takes: what may differ from call to call, and how it is loaded."""
+
+    # As `call_positional`.
+    positional: ClassVar[tuple[str, ...]] = (
+        *("use_fp16", *_INSTRUCTIONS, "trust_remote_code", "cache_dir", "devices"),
+        *(*_LENGTHS, "normalize"),
+    )
+    call: ClassVar[type[CallSettings]] = CallSettings
+    # An entry of `PROMPT_FORMATS`.
+    default_format: ClassVar[str] = "pair"
+
+    use_fp16: bool = setting(False, "half precision on TPU and GPU, which is the default there", cli=False)
+    use_bf16: bool = setting(False, "bfloat16, on a CPU too", cli=False)
+    dtype: str | None = setting(
+        None,
+        "of parameters and computation; by default bfloat16 on TPU and GPU, float32 on CPU",
+        choices=("float32", "bfloat16"),
+    )
+    trust_remote_code: bool = setting(False, "no remote code ever runs here, so True changes nothing", cli=False)
+    cache_dir: str | None = setting(None, "where snapshots from the hub are kept", metavar="DIR")
+    devices: Devices = setting(
+        None,
+        '"cpu", "gpu", "tpu", "cuda:0", 0, ...; by default all local devices share each batch',
+        parse=lambda text: int(text) if text.isdecimal() else text,
+        metavar="DEVICE",
+    )
+    mesh: MeshShape = setting(
+        None,
+        'sizes of the mesh\'s axes, as "data=4,model=2": the batch is split over data, the parameters over model',
+        parse=str,
+        metavar="MESH",
+    )
+    sharding_rules: ShardingRules = setting(DEFAULT_RULES, "which axes of the parameters are split", cli=False)
+    passage_max_length: int | None = setting(
+        None, "has no effect, here as in FlagEmbedding: max_length bounds the pair", cli=False
+    )
 
     def override(self, **given: Any) -> Self:
         """These settings with those of one call; None stands for the value that is there.
@@ -157,7 +172,7 @@ class Settings:
             TypeError: a name that `compute_score` does not take.
             ValueError: a value out of range.
         """
-        names = self.call_names()
+        names = self.call.call_names()
         for name in given:
             if name not in names:
                 raise TypeError(f"compute_score() got an unexpected keyword argument {name!r}")
@@ -173,7 +188,7 @@ class Settings:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.metadata["kept"]}
         defaults = {field.name: field.default for field in fields(self)}
         return {
-            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            name: dataclasses.asdict(value) if isinstance(value, PromptFormat) else value
             for name, value in values.items()
             if value != defaults[name]
         }
@@ -185,34 +200,41 @@ class EncoderSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LLMSettings(Settings):
+class LLMCall(CallSettings):
+    """What `FlaxLLMReranker.compute_score` takes."""
+
+    without_effect: ClassVar[tuple[str, ...]] = ("use_dataloader", "num_workers")
+
+    query_instruction_for_rerank: str | None = setting(
+        "A: ", "put before each query", kept=True, flag="--query-instruction", metavar="TEXT"
+    )
+    passage_instruction_for_rerank: str | None = setting(
+        "B: ", "put before each passage", kept=True, flag="--passage-instruction", metavar="TEXT"
+    )
+    prompt: str | None = setting(
+        None, "the question put after the passage (LLM rerankers)", kept=True, metavar="TEXT"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMSettings(LLMCall, Settings):
     """The settings of `FlaxLLMReranker`."""
 
-    default_format: ClassVar[str] = "flag-llm"
     positional: ClassVar[tuple[str, ...]] = (
         *("peft_path", "use_fp16", "use_bf16", *_INSTRUCTIONS, "cache_dir", "trust_remote_code", "devices"),
         *("cutoff_layers", "compress_layers", "compress_ratio", "prompt", *_LENGTHS, "normalize"),
     )
-    call_positional: ClassVar[tuple[str, ...]] = (
-        *(*_LENGTHS, "cutoff_layers", "compress_layer", "compress_layers", "compress_ratio", "prompt", "normalize"),
-        *("use_dataloader", "num_workers"),
-    )
-    without_effect: ClassVar[tuple[str, ...]] = ("use_dataloader", "num_workers")
+    call: ClassVar[type[CallSettings]] = LLMCall
+    default_format: ClassVar[str] = "flag-llm"
 
-    query_instruction_for_rerank: str | None = setting(
-        "A: ", "put before each query", kept=True, per_call=True, flag="--query-instruction", metavar="TEXT"
-    )
-    passage_instruction_for_rerank: str | None = setting(
-        "B: ", "put before each passage", kept=True, per_call=True, flag="--passage-instruction", metavar="TEXT"
-    )
     peft_path: str | None = setting(None, "a LoRA adapter to merge: a folder or a name on the hub", metavar="PATH")
-    prompt: str | None = setting(
-        None, "the question put after the passage (LLM rerankers)", kept=True, per_call=True, metavar="TEXT"
-    )
     prompt_format: str | PromptFormat | None = setting(
-        None, "what is put around query and passage: an entry of PROMPT_FORMATS by name (LLM rerankers)",
-        kept=True, parse=str, metavar="NAME",
-    )  # fmt: skip
+        None,
+        "what is put around query and passage: an entry of PROMPT_FORMATS by name (LLM rerankers)",
+        kept=True,
+        parse=str,
+        metavar="NAME",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -221,38 +243,58 @@ class LLMSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerwiseSettings(LLMSettings):
-    """The settings of `LayerWiseFlaxLLMReranker`."""
-
-    default_format: ClassVar[str] = "flag-layerwise"
+class LayerwiseCall(LLMCall):
+    """What `LayerWiseFlaxLLMReranker.compute_score` takes."""
 
     cutoff_layers: CutoffLayers = setting(
-        None, "layers to score after, counted from 1; by default the last (layerwise, lightweight)",
-        kept=True, per_call=True, metavar="N",
+        None, "layers to score after, counted from 1; by default the last (layerwise, lightweight)", kept=True,
+        metavar="N",
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightweightSettings(LayerwiseSettings):
-    """The settings of `LightWeightFlaxLLMReranker`."""
+class LayerwiseSettings(LayerwiseCall, LLMSettings):
+    """The settings of `LayerWiseFlaxLLMReranker`."""
 
-    default_format: ClassVar[str] = "flag-lightweight"
+    call: ClassVar[type[CallSettings]] = LayerwiseCall
+    default_format: ClassVar[str] = "flag-layerwise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightweightCall(LayerwiseCall):
+    """What `LightWeightFlaxLLMReranker.compute_score` takes."""
+
     without_effect: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {"compress_layer": "compress_layers"}
 
     compress_layers: Sequence[int] = setting(
-        (8,), "layers, counted from 0, before which passage tokens are averaged (lightweight)",
-        kept=True, per_call=True, metavar="N",
-    )  # fmt: skip
+        (8,), "layers, counted from 0, before which passage tokens are averaged (lightweight)", kept=True, metavar="N"
+    )
     compress_ratio: int = setting(
-        1, "passage tokens that become one: 1 (none), 2, 4 or 8 (lightweight)", kept=True, per_call=True, metavar="N"
+        1, "passage tokens that become one: 1 (none), 2, 4 or 8 (lightweight)", kept=True, metavar="N"
     )
     head_index: Literal["reference", "layer"] = setting(
         "reference",
         "the head of each layer: reference takes the first head for the lowest layer asked, and so on, as "
         "FlagEmbedding does; layer takes each layer's own (lightweight)",
-        kept=True, per_call=True,
-    )  # fmt: skip
+        kept=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_index not in ("reference", "layer"):
+            raise ValueError(f"head_index {self.head_index!r} is neither 'reference' nor 'layer'")
+        if self.compress_ratio not in RATIOS:
+            raise ValueError(f"compress_ratio {self.compress_ratio!r} is not one of {', '.join(map(str, RATIOS))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightweightSettings(LightweightCall, LayerwiseSettings):
+    """The settings of `LightWeightFlaxLLMReranker`."""
+
+    call: ClassVar[type[CallSettings]] = LightweightCall
+    default_format: ClassVar[str] = "flag-lightweight"
+
     attention_softcap: Literal["reference", "config"] = setting(
         "reference",
         "reference leaves out Gemma 2's bound of attention scores, as FlagEmbedding does; config applies it "
@@ -262,11 +304,8 @@ class LightweightSettings(LayerwiseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (("head_index", ("reference", "layer")), ("attention_softcap", ("reference", "config"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r} is neither {' nor '.join(map(repr, choices))}")
-        if self.compress_ratio not in RATIOS:
-            raise ValueError(f"compress_ratio {self.compress_ratio!r} is not one of {', '.join(map(str, RATIOS))}")
+        if self.attention_softcap not in ("reference", "config"):
+            raise ValueError(f"attention_softcap {self.attention_softcap!r} is neither 'reference' nor 'config'")
 
 
 SETTINGS: Mapping[RerankerModelClass, type[Settings]] = {

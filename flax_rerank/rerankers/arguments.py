@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from flax_rerank.settings import Settings
+from flax_rerank.settings import CallSettings, Settings
 
 P = ParamSpec("P")
 Self = TypeVar("Self")
@@ -29,10 +29,10 @@ def takes_settings(
 
 
 def takes_overrides(
-    settings: Callable[P, Settings],
+    settings: Callable[P, CallSettings],
 ) -> Callable[[Method[Self, First, Result]], Callable[Concatenate[Self, First, P], Result]]:
-    """For `compute_score` and `score`: their keyword arguments are the fields that may differ from call to call. None
-    stands for the constructor's value."""
+    """For `compute_score` and `score`: their keyword arguments are the fields of a `CallSettings` class. None stands for
+    the constructor's value."""
     names = settings.call_names()  # type: ignore[attr-defined]
     return _takes(settings, names, sum(name in settings.call_positional for name in names), per_call=True)  # type: ignore[attr-defined]
 

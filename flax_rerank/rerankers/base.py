@@ -96,11 +96,11 @@ class AbsReranker(ABC):
         return self.dtypes.computed
 
     @abstractmethod
-    def compute_score(self, sentence_pairs: Pairs, **overrides: Any) -> list[Any]:
+    def compute_score(self, sentence_pairs: Pairs, /, *args: Any, **overrides: Any) -> list[Any]:
         """Scores of one pair or many, always as a list."""
 
     @abstractmethod
-    def score(self, sentence_pairs: Pairs, **overrides: Any) -> RerankOutput:
+    def score(self, sentence_pairs: Pairs, /, *args: Any, **overrides: Any) -> RerankOutput:
         """As `compute_score`, with numpy scores, tokens and truncation of each pair, and counts."""
 
     def rank(
@@ -276,7 +276,7 @@ class AbsReranker(ABC):
             logits, steps = self._scorer(
                 self.params, pairs, prepared.steps, static, show_progress_bar=show_progress_bar
             )
-            scores[prepared.scored] = logits[np.ix_(prepared.computed, call.outputs)]
+            scores[prepared.scored] = logits[prepared.computed][:, list(call.outputs)]
         if not prepared.skip_faulty:
             _require_finite(scores)
         return (sigmoid(scores) if call.settings.normalize else scores), steps

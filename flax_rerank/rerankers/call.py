@@ -62,10 +62,13 @@ def resolve(spec: Spec, settings: Settings) -> Call:
         asked = spec.readout.layers[-1]
     asked = (asked,) if isinstance(asked, int) else tuple(asked)
     layers = tuple(sorted(set(asked)))
-    lightweight = isinstance(settings, LightweightSettings)
-    by_place = lightweight and settings.head_index == "reference"
-    readout = spec.readout.at(layers, tuple(range(len(layers))) if by_place else None)
-    compressed = _compressed(spec, settings, layers[-1]) if lightweight else ()
+    heads = None
+    compressed: tuple[int, ...] = ()
+    if isinstance(settings, LightweightSettings):
+        heads = tuple(range(len(layers))) if settings.head_index == "reference" else None
+    readout = spec.readout.at(layers, heads)
+    if isinstance(settings, LightweightSettings):
+        compressed = _compressed(spec, settings, layers[-1])
     return Call(settings, template, readout, asked, tuple(map(layers.index, asked)), compressed)
 
 

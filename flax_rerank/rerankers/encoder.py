@@ -5,7 +5,7 @@ from typing import Any
 from flax_rerank.rerankers.arguments import takes_overrides, takes_settings
 from flax_rerank.rerankers.base import AbsReranker, Pairs
 from flax_rerank.rerankers.prepared import RerankOutput
-from flax_rerank.settings import EncoderSettings
+from flax_rerank.settings import CallSettings, EncoderSettings
 
 
 class FlaxReranker(AbsReranker):
@@ -20,7 +20,7 @@ class FlaxReranker(AbsReranker):
     def __init__(self, model_name_or_path: str, **settings: Any) -> None:
         self._open(model_name_or_path, settings)
 
-    @takes_overrides(EncoderSettings)
+    @takes_overrides(CallSettings)
     def compute_score(self, sentence_pairs: Pairs, **overrides: Any) -> list[float]:
         """Score pairs of query and passage.
 
@@ -39,7 +39,7 @@ class FlaxReranker(AbsReranker):
         """
         return self._compute_score(sentence_pairs, overrides)
 
-    @takes_overrides(EncoderSettings)
+    @takes_overrides(CallSettings)
     def score(self, sentence_pairs: Pairs, **overrides: Any) -> RerankOutput:
         """As `compute_score`, with numpy scores, tokens and truncation of each pair, and counts."""
         return self._score(sentence_pairs, overrides)

@@ -5,7 +5,7 @@ from typing import Any
 from flax_rerank.rerankers.arguments import takes_overrides, takes_settings
 from flax_rerank.rerankers.base import AbsReranker, Pairs
 from flax_rerank.rerankers.prepared import RerankOutput
-from flax_rerank.settings import LightweightSettings
+from flax_rerank.settings import LightweightCall, LightweightSettings
 
 
 class LightWeightFlaxLLMReranker(AbsReranker):
@@ -23,7 +23,7 @@ class LightWeightFlaxLLMReranker(AbsReranker):
     def __init__(self, model_name_or_path: str, **settings: Any) -> None:
         self._open(model_name_or_path, settings)
 
-    @takes_overrides(LightweightSettings)
+    @takes_overrides(LightweightCall)
     def compute_score(self, sentence_pairs: Pairs, **overrides: Any) -> list[float] | list[list[float]]:
         """Score pairs of query and passage.
 
@@ -42,7 +42,7 @@ class LightWeightFlaxLLMReranker(AbsReranker):
         """
         return self._compute_score(sentence_pairs, overrides)
 
-    @takes_overrides(LightweightSettings)
+    @takes_overrides(LightweightCall)
     def score(self, sentence_pairs: Pairs, **overrides: Any) -> RerankOutput:
         """As `compute_score`, with numpy scores, tokens and truncation of each pair, and counts."""
         return self._score(sentence_pairs, overrides)

@@ -12,7 +12,7 @@ from flax_rerank import FlaxAutoReranker, FlaxLLMReranker, FlaxReranker, auto, r
 from flax_rerank.cli.loading import add_settings, given_settings
 from flax_rerank.rerankers.arguments import takes_overrides, takes_settings
 from flax_rerank.rerankers.base import AbsReranker
-from flax_rerank.settings import SETTINGS, EncoderSettings, RerankerModelClass, setting
+from flax_rerank.settings import SETTINGS, CallSettings, EncoderSettings, RerankerModelClass, setting
 from flax_rerank.text import prompts
 
 several_pieces = pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
@@ -20,10 +20,17 @@ PAIRS = load_case("encoder-bert").pairs[:3]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Extended(EncoderSettings):
-    """The encoder's settings and an invented one."""
+class ExtendedCall(CallSettings):
+    """An invented setting."""
 
-    temperature: float = setting(1.0, "divides the logits", kept=True, per_call=True, metavar="T")
+    temperature: float = setting(1.0, "divides the logits", kept=True, metavar="T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extended(ExtendedCall, EncoderSettings):
+    """The encoder's settings with it."""
+
+    call = ExtendedCall
 
 
 class ExtendedReranker(AbsReranker):
@@ -35,12 +42,12 @@ class ExtendedReranker(AbsReranker):
     def __init__(self, model_name_or_path, **settings):
         self._open(model_name_or_path, settings)
 
-    @takes_overrides(Extended)
+    @takes_overrides(ExtendedCall)
     def compute_score(self, sentence_pairs, **overrides):
         temperature = self.settings.override(**overrides).temperature
         return [score / temperature for score in self._compute_score(sentence_pairs, overrides)]
 
-    @takes_overrides(Extended)
+    @takes_overrides(ExtendedCall)
     def score(self, sentence_pairs, **overrides):
         return self._score(sentence_pairs, overrides)
 
@@ -98,7 +105,7 @@ def test_signatures_are_those_of_the_settings(reranker):
     assert {name: parameter.default for name, parameter in parameters.items()} == defaults
     for method in (reranker.compute_score, reranker.score):
         assert [*inspect.signature(method).parameters][:2] == ["self", "sentence_pairs"]
-        assert [*inspect.signature(method).parameters][2:] == kind.call_names()
+        assert [*inspect.signature(method).parameters][2:] == kind.call.call_names()
 
 
 def test_flagembeddings_positional_arguments_keep_their_order():
