@@ -78,12 +78,10 @@ def test_operations_are_those_of_the_pairs_own_tokens(reranker):
     """Of the same layers and compression that the reranker runs."""
     loaded = reranker("lightweight-gemma2", {"compress_layers": [3], "compress_ratio": 2})
     prepared = loaded.prepare([("what is panda?", "The giant panda is a bear.")])
-    (step,) = prepared.steps
-    options = prepared.call.options(prepared.pairs, [shape.length for shape in prepared.table])(step.shape.length)
     length, passage = int(prepared.tokens[0]), int(prepared.pairs.passage_lengths[0])
-    sizes = sizes_of(loaded.model.config)
+    sizes = sizes_of(loaded.spec.config)
     expected = count_work(sizes, length, sizes.layers, [(3, length - passage + -(-passage // 2))]).operations
-    assert pair_operations(loaded.model.config, options, length, passage) == expected
+    assert pair_operations(loaded.spec.config, prepared.call, length, passage) == expected
     assert expected < count_work(sizes, length).operations
 
 

@@ -84,7 +84,9 @@ def test_a_prompt_changes_scores_and_token_counts(reranker):
     model = reranker("decoder-llama")
     prompt = "Is B relevant to A?"
     default, other = model.score(PAIRS), model.score(PAIRS, prompt=prompt)
-    saved = len(model.spec.tokenizer.encode(model.spec.prompt_format.prompt)) - len(model.spec.tokenizer.encode(prompt))
+    saved = len(model.spec.tokenizer.encode(model.spec.prompt_format.prompt)) - len(
+        model.spec.tokenizer.encode(prompt)
+    )
     assert saved > 0
     np.testing.assert_array_equal(default.tokens - other.tokens, saved)
     assert np.abs(default.scores - other.scores).min() > 1e-3
@@ -200,5 +202,7 @@ def test_arguments_that_the_class_does_not_have_are_named(reranker):
 
 @pytest.mark.parametrize("name", ["layerwise-minicpm", "lightweight-gemma2"])
 def test_a_checkpoint_of_another_kind_is_refused_by_its_kind(name):
-    with pytest.raises(ValueError, match=r"is a reranker of the kind decoder-only-(layerwise|lightweight), not decoder-only-base"):
+    with pytest.raises(
+        ValueError, match=r"is a reranker of the kind decoder-only-(layerwise|lightweight), not decoder-only-base"
+    ):
         FlaxLLMReranker(str(CASES / name))
