@@ -11,7 +11,8 @@ from flax_rerank.planning import hlo
 from flax_rerank.planning import plan as planning
 from flax_rerank.planning.chips import CHIPS, GIB
 from flax_rerank.planning.plan import make_plan, nearest_that_fits, sensible_meshes
-from flax_rerank.planning.step import DoesNotFit, bytes_needed, sizes_on_a_device
+from flax_rerank.planning.roofline import Counts, roofline
+from flax_rerank.planning.step import DoesNotFit, StepPlan, bytes_needed, sizes_on_a_device
 from flax_rerank.planning.topology import find_topology
 from flax_rerank.planning.workload import longest
 from flax_rerank.sharding import MeshError, ShardingRules, make_mesh
@@ -98,13 +99,24 @@ def test_meshes_share_all_devices():
     assert sensible_meshes(find_topology("h100:8")) == ["data=8"]
 
 
-def test_a_vocabulary_that_does_not_divide_is_replicated_and_that_is_said(small):
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Steps of which only the shape is known."""
+
+    def step(scorer, topology, shape, static):
+        return StepPlan(shape, Counts(1.0, 1.0), roofline(Counts(1.0, 1.0), topology, 32))
+
+    monkeypatch.setattr(planning, "plan_step", step)
+    return step
+
+
+def test_a_vocabulary_that_does_not_divide_is_replicated(small, uncompiled):
     plan = make_plan(small(max_length=LENGTH), find_topology("cpu:8"), longest(None), mesh="data=4,model=2")
     (note,) = plan.best.notes
     assert note.startswith("the vocabulary of 2001 does not divide over data=4,model=2")
 
 
-def test_meshes_that_heads_do_not_divide_over_are_refused(small):
+def test_meshes_that_heads_do_not_divide_over_are_refused(small, uncompiled):
     plan = make_plan(small(max_length=LENGTH), find_topology("cpu:8"), longest(None))
     assert plan.best.mesh == "data=8"
     reasons = {each.mesh: each.refused for each in plan.others}
@@ -132,14 +144,13 @@ def test_a_model_that_fits_no_mesh(small):
     assert plan.others[0].refused == "its parameters take 0.01 GiB of a device's 0.00 GiB"
 
 
-def test_the_nearest_to_a_mesh_that_does_not_fit(small, monkeypatch):
+def test_the_nearest_to_a_mesh_that_does_not_fit(small, uncompiled, monkeypatch):
     def fits_when_split(scorer, topology, shape, static):
         if scorer.mesh.shape["model"] == 1:
             raise DoesNotFit(shape, None, 0)
-        return dataclasses.replace(step, shape=shape)
+        return uncompiled(scorer, topology, shape, static)
 
     topology = find_topology("cpu:8")
-    step = make_plan(small(max_length=64), topology, longest(None), mesh="data=8").best.steps.popitem()[1][0]
     monkeypatch.setattr(planning, "plan_step", fits_when_split)
     assert make_plan(small(max_length=64), topology, longest(None), mesh="data=8").best is None
     nearest = nearest_that_fits(small(max_length=64), topology, longest(None), mesh="data=8")
@@ -147,19 +158,17 @@ def test_the_nearest_to_a_mesh_that_does_not_fit(small, monkeypatch):
     assert nearest_that_fits(small(), find_topology("h100:1"), longest(None)) is None
 
 
-def test_steps_that_do_not_fit_are_cut_as_scoring_does(small, monkeypatch):
+def test_steps_that_do_not_fit_are_cut_as_scoring_does(small, uncompiled, monkeypatch):
     compiled = []
 
     def fits_from_16_rows(scorer, topology, shape, static):
         compiled.append(shape.rows)
         if shape.rows > 16:
             raise DoesNotFit(shape, 3.5 * GIB, topology.chip.memory)
-        return dataclasses.replace(step, shape=shape)
+        return uncompiled(scorer, topology, shape, static)
 
-    topology = find_topology("h100:8")
-    step = make_plan(small(max_length=64), topology, longest(None)).best.steps.popitem()[1][0]
     monkeypatch.setattr(planning, "plan_step", fits_from_16_rows)
-    plan = make_plan(small(max_length=LENGTH), topology, longest(None))
+    plan = make_plan(small(max_length=LENGTH), find_topology("h100:8"), longest(None))
     assert compiled == [128, 64, 32, 16]
     assert plan.best.notes[0] == (
         "a step of 128 x 128 takes 3.50 GiB of a device's 67.06 GiB: cut into steps of 64 rows, as scoring does"
