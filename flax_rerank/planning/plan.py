@@ -1,6 +1,6 @@
 """Which mesh of a topology scores a job fastest, and how long that takes."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -58,10 +58,10 @@ class MeshPlan:
     @property
     def bound(self) -> str:
         """The part of the machine that bounds most of the time."""
-        seconds: Counter[str] = Counter()
+        seconds: defaultdict[str, float] = defaultdict(float)
         for step, times in self.steps.values():
             seconds[step.roofline.bound] += times * step.roofline.seconds
-        return seconds.most_common(1)[0][0]
+        return max(seconds, key=lambda part: seconds[part])
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def plan_step(scorer: AbstractScorer, topology: Topology, shape: Shape, static: 
     start = time.perf_counter()
     compiled, memory = _compile(scorer.trace(shape, static), shape, topology.chip.memory)
     seconds = time.perf_counter() - start
-    program = hlo.parse(compiled.as_text())
+    program = hlo.parse(compiled.as_text() or "")
     moved = bytes_moved(program)
     if platform == "tpu":
         again = (

@@ -56,10 +56,9 @@ def of_lengths(path: Path, pairs: int | None, query_tokens: int) -> Workload:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        lengths, counts = zip(*found.items(), strict=True) if isinstance(found, dict) else (found, [1] * len(found))
-        lengths, counts = ([int(str(number)) for number in numbers] for numbers in (lengths, counts))
-        lengths, counts = np.asarray(lengths), np.asarray(counts)
-        if lengths.ndim != 1 or lengths.min() < 1 or counts.min() < 0 or counts.sum() == 0:
+        items = found.items() if isinstance(found, dict) else [(length, 1) for length in found]
+        lengths, counts = np.asarray([[int(str(number)) for number in item] for item in items]).T
+        if lengths.min() < 1 or counts.min() < 0 or counts.sum() == 0:
             raise ValueError("lengths are at least 1, counts at least 0")
     except (ValueError, TypeError) as error:
         raise ValueError(f'{path} is neither a JSON list of lengths nor {{"length": count, ...}}: {error}') from error
