@@ -2,16 +2,16 @@
 
 from flax_rerank.convert.load import (
     TorchCheckpoint,
+    family_of,
     model_class_of,
     open_checkpoint,
     read_config,
     refuse_embedding_model,
 )
-from flax_rerank.convert.rules import CheckpointError
 
 __all__ = [
-    "CheckpointError",
     "TorchCheckpoint",
+    "family_of",
     "model_class_of",
     "open_checkpoint",
     "read_config",

@@ -1,10 +1,10 @@
 """A PyTorch checkpoint folder to a Flax module."""
 
-import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax import nnx
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding
 
 from flax_rerank.convert.bert import BERT
 from flax_rerank.convert.cost_wise_gemma import COST_WISE_GEMMA
@@ -26,11 +26,11 @@ from flax_rerank.convert.mistral import MISTRAL
 from flax_rerank.convert.peft import merge_adapter
 from flax_rerank.convert.qwen2 import QWEN2
 from flax_rerank.convert.qwen3 import QWEN3
-from flax_rerank.convert.rules import Assignment, CheckpointError, Index, Row, Shape, TensorSource, assign, fill
+from flax_rerank.convert.rules import Assignment, Row, TensorSource, assign, fill
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
-from flax_rerank.dtypes import DTypes
 from flax_rerank.models.readout import Readout
+from flax_rerank.params import CheckpointError, Index, Shape, place, shapes_of
 
 FAMILIES: tuple[Family, ...] = (
     BERT,
@@ -122,14 +122,20 @@ class TorchCheckpoint:
 
     def shapes(self) -> dict[str, Shape]:
         """The shape of every parameter, by its dotted path."""
-        return {path: param.get_value().shape for path, param in parameters_of(self.module).items()}
+        return shapes_of(self.module)
+
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The dtype, of those that a model can have, that holds the tensors of each parameter as they are stored:
+        bfloat16 where all are, else float32. (Of float64 it holds the first 24 bits.)"""
+        stored, bfloat16 = self.source.dtypes(), np.dtype(ml_dtypes.bfloat16)
+        return {
+            path: bfloat16 if all(stored[item.tensor] == bfloat16 for item in items) else np.dtype(np.float32)
+            for path, items in self.assignments.items()
+        }
 
     def dtype(self) -> np.dtype:
-        """The dtype, of those that a model can have, that holds every tensor as it is stored: bfloat16 where all are,
-        else float32. (Of float64 it holds the first 24 bits.)"""
-        stored, used = self.source.dtypes(), itertools.chain(*self.assignments.values())
-        bfloat16 = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16 if all(stored[item.tensor] == bfloat16 for item in used) else np.dtype(np.float32)
+        """The largest of `dtypes`."""
+        return max(self.dtypes().values(), key=lambda dtype: dtype.itemsize)
 
     def partly_used(self) -> dict[str, Shape]:
         """Tensors of which the model has but one row of many, with their shapes."""
@@ -144,83 +150,34 @@ class TorchCheckpoint:
         """One parameter, or the part `index` of it."""
         return fill(self.source, self.assignments[path], self.shapes()[path], dtype, index)
 
-    def load(self, dtype: np.dtype, shardings: Callable[[nnx.Module], Mapping[str, Sharding]]) -> nnx.Module:
-        """The module with its parameters. Each device reads its part of each tensor.
-
-        Args:
-            dtype: of the parameters.
-            shardings: where each parameter goes, by its dotted path, for the abstract module.
-        """
-        return materialize(self.module, shardings(self.module), lambda path, index: self.read(path, dtype, index))
-
-
-FLOAT32 = DTypes(np.float32, np.float32)
-
-
-def architecture_with(family: Family, hf: Mapping[str, Any], **overrides: Any) -> tuple[Any, Readout]:
-    config, readout = family.architecture(HFConfig(hf))
-    if "tokens" in overrides:
-        readout = dataclasses.replace(readout, tokens=overrides.pop("tokens"))
-    return dataclasses.replace(config, **overrides), readout
+    def restore(self, dtype: np.dtype, shardings: Mapping[str, NamedSharding]) -> Iterator[tuple[str, jax.Array]]:
+        """The parameters, cast to `dtype`, by their dotted paths. Each device reads its part of each tensor."""
+        for path, shape in self.shapes().items():
+            yield path, place(shape, shardings[path], partial(self.read, path, dtype))
 
 
 def open_checkpoint(
-    folder: Path, *, adapter: Path | None = None, dtypes: DTypes = FLOAT32, **overrides: Any
+    folder: Path, hf: Mapping[str, Any], config: Any, readout: Readout, module: nnx.Module, adapter: Path | None = None
 ) -> TorchCheckpoint:
     """Match the tensors of a PyTorch checkpoint with the parameters of its Flax module.
 
     Args:
-        folder: config.json and weights (safetensors, sharded or not, or pytorch_model.bin).
+        folder: has the weights (safetensors, sharded or not, or pytorch_model.bin).
+        hf: its config.json.
+        config, readout: of the module.
+        module: the abstract module.
         adapter: folder of a LoRA adapter to merge.
-        overrides: fields of the model's config, in place of what config.json says.
 
     Raises:
-        FileNotFoundError: config.json or the weights are missing.
+        FileNotFoundError: the weights are missing.
         CheckpointError: tensors missing, left over or misshapen, files corrupt; all of them at once.
-        ValueError, NotImplementedError: a config that is not covered, see `family_of`.
     """
-    hf = read_config(folder)
     family = family_of(hf)
-    config, readout = architecture_with(family, hf, **overrides)
-    module = nnx.eval_shape(lambda: family.module(config, readout, dtypes))
     source: TensorSource = open_torch_files(folder)
     if adapter is not None:
         source = merge_adapter(source, adapter, family.ignored(readout))
-    shapes = {path: param.get_value().shape for path, param in parameters_of(module).items()}
-    assignments, faults = assign(source.shapes(), shapes, family.rules(config, readout, hf), family.ignored(readout))
+    rules = family.rules(config, readout, hf)
+    assignments, faults = assign(source.shapes(), shapes_of(module), rules, family.ignored(readout))
     if faults:
         raise CheckpointError(folder, faults)
     return TorchCheckpoint(folder, hf, module, source, assignments, adapter)
-
-
-def parameters_of(module: nnx.Module) -> dict[str, nnx.Variable]:
-    """The parameters of a module, by their dotted paths."""
-    return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(module))}
-
-
-def materialize(
-    module: nnx.Module, shardings: Mapping[str, Sharding], read: Callable[[str, Index], np.ndarray]
-) -> nnx.Module:
-    """An abstract module with its parameters, of which each distinct part is read once and put onto all its devices.
-
-    Args:
-        module: from `nnx.eval_shape`.
-        shardings: where each parameter goes, by its dotted path.
-        read: gives the part of a parameter that an index (a slice for each axis) asks for.
-    """
-    graphdef, state = nnx.split(module)
-    before: jax.Array | None = None
-    for path, param in {".".join(map(str, path)): param for path, param in nnx.to_flat_state(state)}.items():
-        shape, sharding = param.get_value().shape, shardings[path]
-        devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
-        for device, index in sharding.addressable_devices_indices_map(shape).items():
-            bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
-            devices.setdefault(bounds, []).append(device)
-        arrays = []
-        for bounds, holders in devices.items():
-            part = read(path, tuple(slice(*bound) for bound in bounds))
-            arrays += [jax.device_put(part, device) for device in holders]
-        param.set_value(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
-        jax.block_until_ready(before)  # one parameter is on its way while the next is read, and no more
-        before = param.get_value()
-    return nnx.merge(graphdef, state)

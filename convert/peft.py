@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from flax_rerank.convert.rules import CheckpointError, Index, Shape, TensorSource
+from flax_rerank.convert.rules import TensorSource
 from flax_rerank.convert.torch_files import SafetensorsFiles
+from flax_rerank.params import CheckpointError, Index, Shape
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -2,32 +2,22 @@
 
 A rule names one tensor, or one tensor per layer where the name holds `{i}`: those fill the slices of a
 stacked parameter. Tensors that Flax keeps side by side (query, key, value) fill slots of one parameter, along
-its last but one axis. Names match whole. A table is strict on both sides: `assign` wants every tensor matched
+its last but one axis. Names match whole. A table is strict on both sides: `assign` wants every tensor taken
 by exactly one rule (or ignored by name) and every slice of every parameter filled exactly once.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-Shape = tuple[int, ...]
-Index = tuple[slice, ...]  # the same as `array[index]`: an empty one is the whole array
+from flax_rerank.params import Index, Shape, empty, shape_faults
+
 INDEX = "{i}"
-ALIGNMENT = 64
 STRIP = 64  # rows of a transposed tensor that are copied at a time
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot become the model it should be. `faults` lists every reason found."""
-
-    def __init__(self, source: object, faults: Sequence[str]) -> None:
-        self.faults = tuple(faults)
-        super().__init__(f"{source} cannot be loaded:\n" + "\n".join(f"  - {fault}" for fault in self.faults))
 
 
 class TensorSource(Protocol):
@@ -130,28 +120,16 @@ class Rule:
     def stacked(self) -> bool:
         return INDEX in self.torch
 
-    def region(self, index: int | None) -> tuple[Any, ...]:
-        """What the tensor fills, as an index into the parameter."""
-        layer = () if index is None else (index,)
-        return (*layer, ...) if self.slot is None else (*layer, ..., self.slot, slice(None))
-
     def tensor_shape(self, shape: Shape) -> Shape:
         """The shape in PyTorch of a tensor of a parameter of `shape`."""
         shape = shape[1:] if self.stacked else shape
         shape = shape if self.slot is None else (*shape[:-2], shape[-1])
         return self.transform.to_torch_shape(shape)
 
-    def match(self, name: str) -> tuple[bool, int | None]:
-        """Whether the rule is for this tensor, and the slice of the parameter that it fills."""
-        pattern = re.escape(self.torch).replace(re.escape(INDEX), "(0|[1-9][0-9]*)")
-        found = re.fullmatch(pattern, name)
-        if found is None:
-            return False, None
-        return True, int(found.group(1)) if found.groups() else None
-
-    def torch_name(self, index: int | None) -> str:
-        """The inverse of `match`."""
-        return self.torch if index is None else self.torch.replace(INDEX, str(index))
+    def assignments(self, shape: Shape) -> "list[Assignment]":
+        """The tensors that fill a parameter of `shape`, one a layer if it is stacked."""
+        indices = range(shape[0]) if self.stacked else (None,)
+        return [Assignment(self.torch.replace(INDEX, str(index)), self, index) for index in indices]
 
 
 def linear(torch: str, flax: str, *, use_bias: bool = True, slot: int | None = None) -> tuple[Rule, ...]:
@@ -178,6 +156,12 @@ class Assignment:
     rule: Rule
     index: int | None
 
+    @property
+    def region(self) -> Index:
+        """What the tensor fills, as an index into the parameter."""
+        layer = () if self.index is None else (self.index,)
+        return (*layer, ...) if self.rule.slot is None else (*layer, ..., self.rule.slot, slice(None))
+
 
 def assign(
     tensors: Mapping[str, Shape],
@@ -194,43 +178,26 @@ def assign(
         ignored: regular expressions (whole names) of tensors that the model has no use for.
 
     Returns:
-        The assignments of each parameter in slice order, and a list of faults (empty when all is well).
+        The assignments of each parameter, and a list of faults (empty when all is well).
     """
-    ignored = [re.compile(pattern) for pattern in ignored]
-    filled: dict[str, dict[tuple[int, int], Assignment]] = {path: {} for path in params}
     faults = []
-    for name, shape in tensors.items():
-        if any(pattern.fullmatch(name) for pattern in ignored):
-            continue
-        matches = [(rule, index) for rule in rules for hit, index in [rule.match(name)] if hit]
-        if len(matches) != 1:
-            problem = "left over: no rule takes it" if not matches else f"taken by {len(matches)} rules"
-            faults.append(f"tensor {name} {list(shape)} is {problem}")
-            continue
-        rule, index = matches[0]
-        key = (index or 0, rule.slot or 0)
-        if rule.flax not in params:
-            faults.append(f"tensor {name} {list(shape)} is left over: the model has no {rule.flax}")
-        elif index is not None and index >= params[rule.flax][0]:
-            faults.append(f"tensor {name} {list(shape)} is left over: the model has {params[rule.flax][0]} of these")
-        elif shape != rule.tensor_shape(params[rule.flax]):
-            wanted = rule.tensor_shape(params[rule.flax])
-            faults.append(f"tensor {name} has shape {list(shape)}, the config asks for {list(wanted)}")
-        elif key in filled[rule.flax]:
-            faults.append(f"tensor {name} fills {rule.flax} a second time")
-        else:
-            filled[rule.flax][key] = Assignment(name, rule, index)
+    assignments: dict[str, list[Assignment]] = {}
+    wanted: dict[str, Shape] = {}
     for path, shape in params.items():
         takers = [rule for rule in rules if rule.flax == path]
+        slots = [rule.slot for rule in takers]
         if not takers:
             faults.append(f"parameter {path} {list(shape)} has no rule")
-        slots = sorted(rule.slot for rule in takers if rule.slot is not None)
-        if slots and slots != list(range(shape[-2])):
-            faults.append(f"parameter {path} {list(shape)} has rules for the slots {slots} only")
-        for rule in takers:
-            names = map(rule.torch_name, range(shape[0]) if rule.stacked else (None,))
-            faults += [f"tensor {name} is missing" for name in names if name not in tensors]
-    return {path: [parts[key] for key in sorted(parts)] for path, parts in filled.items()}, faults
+        elif slots != [None] and (None in slots or sorted(slots) != list(range(shape[-2]))):
+            faults.append(f"parameter {path} {list(shape)} has rules for the slots {slots}")
+        assignments[path] = [item for rule in takers for item in rule.assignments(shape)]
+        for item in assignments[path]:
+            if item.tensor in wanted:
+                faults.append(f"tensor {item.tensor} is taken by two rules")
+            wanted[item.tensor] = item.rule.tensor_shape(shape)
+    unused = [re.compile(pattern) for pattern in ignored]
+    used = {name: shape for name, shape in tensors.items() if not any(pattern.fullmatch(name) for pattern in unused)}
+    return assignments, faults + shape_faults(used, wanted, "tensor")
 
 
 def fill(
@@ -259,15 +226,6 @@ def fill(
     return array
 
 
-def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """An array whose numbers are not set, at an address that is a multiple of 64: the CPU backend of JAX takes such
-    arrays as they are, and copies all others."""
-    size = math.prod(shape) * dtype.itemsize
-    buffer = np.empty(size + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start : start + size].view(dtype).reshape(shape)
-
-
 def _copy(target: np.ndarray, part: np.ndarray) -> None:
     """`target[...] = part`, cast."""
     if part.dtype == target.dtype:  # as whole numbers: numpy copies those of dtypes that are not its own one by one
@@ -279,9 +237,3 @@ def _copy(target: np.ndarray, part: np.ndarray) -> None:
     # A strip of a transposed tensor stays in the cache until all its lines are used: three times as fast.
     for start in range(0, part.shape[1], STRIP):
         target[:, start : start + STRIP] = part[:, start : start + STRIP]
-
-
-def unfill(array: np.ndarray, rule: Rule) -> dict[str, np.ndarray]:
-    """The inverse of `fill` for one rule: the tensors, by PyTorch name, that it took."""
-    indices = range(len(array)) if rule.stacked else (None,)
-    return {rule.torch_name(i): rule.transform.to_torch(array[rule.region(i)]) for i in indices}

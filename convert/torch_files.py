@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from flax_rerank.convert.rules import CheckpointError, Index, Shape, TensorSource
+from flax_rerank.convert.rules import TensorSource
+from flax_rerank.params import CheckpointError, Index, Shape
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from flax_rerank.auto import (
     FlaxAutoReranker,
     RerankerConfig,
 )
-from flax_rerank.convert import CheckpointError
+from flax_rerank.params import CheckpointError
 from flax_rerank.rerankers import (
     AbsReranker,
     FlaxLLMReranker,

@@ -1,12 +1,12 @@
 """A PyTorch checkpoint to a Flax checkpoint, part by part: the model is never in memory."""
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from flax_rerank import checkpoint
 from flax_rerank.auto import class_of, find_spec
-from flax_rerank.checkpoint import Contents, Parameter
 from flax_rerank.convert import TorchCheckpoint
-from flax_rerank.dtypes import DTYPES
-from flax_rerank.params import Index, Shape
+from flax_rerank.convert.rules import TensorSource
+from flax_rerank.dtypes import DTYPES, FLOAT32
 from flax_rerank.rerankers.call import resolve
+from flax_rerank.saving import contents_of
 from flax_rerank.settings import RerankerModelClass
 from flax_rerank.spec import Spec
 
@@ -87,13 +87,14 @@ def convert(
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     spec = find_spec(source, model_class, **settings)
     resolve(spec, spec.settings)
-    opened = open_torch(spec)
+    module = spec.module(FLOAT32)
+    opened = spec.weights(module)
+    if not isinstance(opened, TorchCheckpoint):
+        raise ValueError(f"{spec.folder} is a Flax checkpoint already")
     chosen = DTYPES[dtype] if dtype else opened.dtype()
-    params = {
-        path: Parameter(shape, chosen, partial(_parts, partial(opened.read, path, chosen), shape, chosen))
-        for path, shape in opened.shapes().items()
-    }
-    contents = Contents(spec, spec.settings, params, _kept(opened) if keep_head else {})
+    contents = contents_of(spec, spec.settings, opened, chosen, module)
+    if keep_head:
+        contents = replace(contents, kept=_kept(opened))
     stopped = threading.Event()
 
     def stop(count: int) -> None:
@@ -121,7 +122,7 @@ def convert(
         folder=opened.folder,
         adapter=opened.adapter,
         reranker=class_of(spec).__name__,
-        parameters=sum(param.nbytes for param in params.values()) // chosen.itemsize,
+        parameters=sum(map(math.prod, opened.shapes().values())),
         dtype=chosen,
         bytes=contents.nbytes,
         seconds=time.perf_counter() - started,
@@ -139,25 +140,11 @@ def refuse_nesting(source: str, out: Path) -> None:
         raise ValueError(f"{out} lies in the source {source}, which is not written to")
 
 
-def _parts(read: Callable[[Index], np.ndarray], shape: Shape, dtype: np.dtype) -> Iterator[tuple[Index, np.ndarray]]:
-    for index in checkpoint.part_indices(shape, dtype):
-        yield index, read(index)
-
-
-def _kept(opened: TorchCheckpoint) -> dict[str, Parameter]:
-    stored = opened.source.dtypes()
+def _kept(opened: TorchCheckpoint) -> dict[str, TensorSource]:
     tensors = opened.partly_used()
     if not tensors:
         logger.warning("%s has no head that would be left out: there is nothing to keep", opened.folder)
-
-    def read(name: str, index: Index) -> np.ndarray:
-        # With an adapter merged into it, it comes in float32.
-        return opened.source.read(name, index).astype(stored[name], copy=False)
-
-    return {
-        name: Parameter(shape, stored[name], partial(_parts, partial(read, name), shape, stored[name]))
-        for name, shape in tensors.items()
-    }
+    return dict.fromkeys(tensors, opened.source)
 
 
 def _describe(spec: Spec, opened: TorchCheckpoint, on_bytes: Callable[[int], None]) -> dict[str, Any]:

@@ -32,6 +32,9 @@ class DTypes:
             object.__setattr__(self, field.name, np.dtype(getattr(self, field.name)))
 
 
+FLOAT32 = DTypes(DTYPES["float32"], DTYPES["float32"])
+
+
 def choose_dtype(dtype: str | None, *, use_fp16: bool, use_bf16: bool, platform: str) -> DTypes:
     """The policy for scoring: parameters are stored in the dtype that is computed in.
 

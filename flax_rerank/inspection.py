@@ -1,6 +1,5 @@
 """What a folder is, and whether it would load; no weight is read and nothing is compiled."""
 
-import dataclasses
 import json
 import math
 import warnings
@@ -13,17 +12,18 @@ from typing import Any
 
 from flax import nnx
 
-from flax_rerank import auto, checkpoint
-from flax_rerank.auto import RERANKER_CLASS_MAPPING, RerankerModelClass
+from flax_rerank import auto, checkpoint, convert
+from flax_rerank.auto import RERANKER_CLASS_MAPPING
 from flax_rerank.checkpoint.manifest import MANIFEST
-from flax_rerank.checkpoint.params import StoredParams
-from flax_rerank.convert.export import read_model_config
 from flax_rerank.convert.hf_config import HFConfig
-from flax_rerank.convert.load import FLOAT32, family_of, model_class_of, parameters_of, read_config
-from flax_rerank.convert.rules import CheckpointError, Shape, assign
+from flax_rerank.convert.rules import TensorSource
 from flax_rerank.convert.torch_files import open_torch_files
-from flax_rerank.models import EncoderConfig, Readout
-from flax_rerank.sharding import host_device
+from flax_rerank.dtypes import FLOAT32
+from flax_rerank.models import DecoderConfig, EncoderConfig
+from flax_rerank.models.readout import Readout
+from flax_rerank.params import CheckpointError
+from flax_rerank.rerankers.call import resolve
+from flax_rerank.settings import RerankerModelClass
 from flax_rerank.text.tokenizer import Tokenizer
 
 
@@ -74,7 +74,7 @@ def inspect_folder(path: Path, *, check: bool = False) -> Inspection:
         _inspect_adapter(path, found)
     else:
         with found.noting():
-            config = read_config(path)
+            config = convert.read_config(path)
             if checkpoint.is_flax_config(config):
                 _inspect_flax(path, config, found)
             else:
@@ -107,27 +107,17 @@ def _inspect_adapter(path: Path, found: Inspection) -> None:
 
 def _inspect_torch(path: Path, hf: Mapping[str, Any], found: Inspection) -> None:
     found.facts |= {"format": "PyTorch", "architecture": _architecture(hf)}
-    family = config = None
     with found.noting():
-        family = family_of(hf)
         found.facts |= _facts_of_class(path, hf)
-        config = family.architecture(HFConfig(hf))
-        found.facts |= _facts_of_config(*config)
+    architecture = _read_architecture(hf, found)
     with found.noting("a file of weights"):
         source = open_torch_files(path)
-        tensors, dtypes = source.shapes(), source.dtypes()
-        found.facts |= {
-            "parameters": sum(map(math.prod, tensors.values())),
-            "dtypes": dict(Counter(dtype.name for dtype in dtypes.values())),
-            "bytes": sum(math.prod(shape) * dtypes[name].itemsize for name, shape in tensors.items()),
-            "files": [file.name for file in source.files],
-        }
-        if family is not None and config is not None:
-            params = _shapes_of(family.module, config)
-            found.reasons += assign(tensors, params, family.rules(*config, hf), family.ignored(config[1]))[1]
+        found.facts |= _facts_of_arrays(source) | {"files": [file.name for file in source.files]}
+        if architecture is not None:
+            convert.open_checkpoint(path, hf, *architecture)
     with found.noting("a tokenizer file"):
         Tokenizer.from_folder(path)
-    _construct(path, found)
+    _open(path, found)
 
 
 def _inspect_flax(path: Path, config: Mapping[str, Any], found: Inspection) -> None:
@@ -135,21 +125,11 @@ def _inspect_flax(path: Path, config: Mapping[str, Any], found: Inspection) -> N
     checkpoint.require_known_format(path, config)
     found.facts["architecture"] = _architecture(config["source_config"])
     found.facts["class"] = RERANKER_CLASS_MAPPING[RerankerModelClass(config["model_class"])].__name__
-    module = None
-    with found.noting():
-        module = read_model_config(path, config)
-        found.facts |= _facts_of_config(*module)
+    architecture = _read_architecture(config["source_config"], found)
     with found.noting(f"{checkpoint.PARAMS}/"):
-        stored = StoredParams(path / checkpoint.PARAMS)
-        shapes, dtypes = stored.shapes(), stored.dtypes()
-        found.facts |= {
-            "parameters": sum(map(math.prod, shapes.values())),
-            "dtypes": dict(Counter(dtype.name for dtype in dtypes.values())),
-            "bytes": sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()),
-        }
-        if module is not None:
-            wanted = _shapes_of(checkpoint.ARCHITECTURES[config["architecture"]][0], module)
-            found.reasons += _differences(shapes, wanted)
+        found.facts |= _facts_of_arrays(checkpoint.StoredParams(path / checkpoint.PARAMS))
+        if architecture is not None:
+            checkpoint.open_params(path, architecture[-1])
     found.facts |= {"whole_head_kept": (path / checkpoint.KEPT).is_file(), "scoring": config.get("scoring")}
     with found.noting(MANIFEST):
         if (path / MANIFEST).is_file():  # without it, a checkpoint loads all the same
@@ -163,7 +143,7 @@ def _inspect_flax(path: Path, config: Mapping[str, Any], found: Inspection) -> N
             found.reasons += [f"{name} is missing" for name in params if not (path / name).is_file()]
     with found.noting("a tokenizer file"):
         Tokenizer.from_folder(path)
-    _construct(path, found)
+    _open(path, found)
 
 
 def _architecture(hf: Mapping[str, Any]) -> str | None:
@@ -172,7 +152,7 @@ def _architecture(hf: Mapping[str, Any]) -> str | None:
 
 def _facts_of_class(path: Path, hf: Mapping[str, Any]) -> dict[str, str]:
     """What the folder's name and config.json say about the class of a PyTorch checkpoint."""
-    named = model_class_of(hf)
+    named = convert.model_class_of(hf)
     by_name = auto.class_of_name(str(path))
     by_config = None if named is None else RERANKER_CLASS_MAPPING[RerankerModelClass(named)]
     return {
@@ -181,58 +161,44 @@ def _facts_of_class(path: Path, hf: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _facts_of_config(config: Any, readout: Readout) -> dict[str, Any]:
-    facts = {
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "attention_heads": config.num_attention_heads,
-        "vocabulary": config.vocab_size,
-    }
-    if isinstance(config, EncoderConfig):
-        return facts | {"positions": config.max_length}
-    return facts | {
-        "key_value_heads": config.num_key_value_heads,
-        "scores_after_layers": list(readout.layers),
-        "positions": config.max_position_embeddings,
+def _read_architecture(
+    hf: Mapping[str, Any], found: Inspection
+) -> tuple[EncoderConfig | DecoderConfig, Readout, nnx.Module] | None:
+    """The config, the readout and the abstract module of a config.json; None where it does not describe a model."""
+    with found.noting():
+        family = convert.family_of(hf)
+        config, readout = family.architecture(HFConfig(hf))
+        found.facts |= {
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "attention_heads": config.num_attention_heads,
+            "vocabulary": config.vocab_size,
+        }
+        if isinstance(config, EncoderConfig):
+            found.facts |= {"positions": config.max_length}
+        else:
+            found.facts |= {
+                "key_value_heads": config.num_key_value_heads,
+                "scores_after_layers": list(readout.layers),
+                "positions": config.max_position_embeddings,
+            }
+        return config, readout, nnx.eval_shape(lambda: family.module(config, readout, FLOAT32))
+    return None
+
+
+def _facts_of_arrays(source: TensorSource | checkpoint.StoredParams) -> dict[str, Any]:
+    shapes, dtypes = source.shapes(), source.dtypes()
+    return {
+        "parameters": sum(map(math.prod, shapes.values())),
+        "dtypes": dict(Counter(dtype.name for dtype in dtypes.values())),
+        "bytes": sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()),
     }
 
 
-def _construct(path: Path, found: Inspection) -> None:
-    """Where nothing stands against it so far, make the reranker without its weights: its constructor checks more."""
+def _open(path: Path, found: Inspection) -> None:
+    """Where nothing stands against it so far, open it as the constructor does, which checks more."""
     if not found.loads:
         return
     with found.noting(), warnings.catch_warnings(action="ignore"):
-        chosen, scoring = auto.class_of(str(path))
-        type(chosen.__name__, (_WithoutWeights, chosen), {})(str(path), devices=host_device(), **scoring)
-
-
-class _WithoutWeights:
-    """Mixed into a reranker's class, keeps it from reading weights."""
-
-    def _load_model(self, folder: Path, cache_dir: str | None) -> nnx.Module:
-        config = self.source_config
-        if not checkpoint.is_flax_config(config):
-            return self._open_torch(folder, cache_dir).module
-        self.source_config = config["source_config"]
-        module, _ = checkpoint.ARCHITECTURES[config["architecture"]]
-        model_config, readout = read_model_config(folder, config)
-        overrides = self._config_overrides()
-        readout = dataclasses.replace(readout, tokens=overrides.pop("tokens", readout.tokens))
-        model_config = dataclasses.replace(model_config, **overrides)
-        return nnx.eval_shape(lambda: module(model_config, readout, FLOAT32))
-
-
-def _shapes_of(module: Any, config: Any) -> dict[str, Shape]:
-    params = parameters_of(nnx.eval_shape(lambda: module(*config, FLOAT32)))
-    return {path: param.get_value().shape for path, param in params.items()}
-
-
-def _differences(stored: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
-    faults = [f"parameter {path} is missing" for path in wanted.keys() - stored.keys()]
-    faults += [f"parameter {path} is left over" for path in stored.keys() - wanted.keys()]
-    faults += [
-        f"parameter {path} has shape {list(shape)}, the config asks for {list(wanted[path])}"
-        for path, shape in stored.items()
-        if wanted.get(path, shape) != shape
-    ]
-    return sorted(faults)
+        spec = auto.find_spec(str(path))
+        resolve(spec, spec.settings)

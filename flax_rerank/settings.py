@@ -211,9 +211,7 @@ class LLMCall(CallSettings):
     passage_instruction_for_rerank: str | None = setting(
         "B: ", "put before each passage", kept=True, flag="--passage-instruction", metavar="TEXT"
     )
-    prompt: str | None = setting(
-        None, "the question put after the passage (LLM rerankers)", kept=True, metavar="TEXT"
-    )
+    prompt: str | None = setting(None, "the question put after the passage (LLM rerankers)", kept=True, metavar="TEXT")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,19 +5,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from flax_rerank import checkpoint, convert
+from flax_rerank.checkpoint import StoredParams
+from flax_rerank.convert import TorchCheckpoint
 from flax_rerank.convert.family import Family
-from flax_rerank.convert.load import family_of
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.dtypes import DTypes
 from flax_rerank.hub import HubError, local_folder
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
-from flax_rerank.convert.load import materialize, parameters_of
 from flax_rerank.settings import (
     SETTINGS,
     LightweightSettings,
@@ -64,7 +62,14 @@ class Spec:
     @property
     def family(self) -> Family:
         """How the checkpoint's names and config map to the model."""
-        return family_of(self.hf)
+        return convert.family_of(self.hf)
+
+    @property
+    def kept(self) -> Path | None:
+        """The file of a Flax checkpoint with matrices of its source of which the model has one row, if it has one."""
+        if self.folder is None or not self.is_flax or not (self.folder / checkpoint.KEPT).is_file():
+            return None
+        return self.folder / checkpoint.KEPT
 
     def module(self, dtypes: DTypes) -> nnx.Module:
         """The model with parameters that have shapes and no values."""
@@ -81,22 +86,26 @@ class Spec:
         positions = self.config.max_length
         if positions is not None and template.max_tokens > positions:
             raise ValueError(
-                f"max_length {settings.max_length} makes inputs of up to {template.max_tokens} tokens with all that is "
-                f"put around query and passage; the model has {positions} positions"
+                f"max_length {settings.max_length} makes inputs of up to {template.max_tokens} tokens with all "
+                f"that is put around query and passage; the model has {positions} positions"
             )
         return template
 
-    def load(self, dtypes: DTypes, shardings: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
-        module = self.module(dtypes)
+    def weights(self, module: nnx.Module) -> TorchCheckpoint | StoredParams:
+        """The parameters in the checkpoint's files, matched with those of a module. None is read yet.
+
+        Args:
+            module: from `module`.
+
+        Raises:
+            FileNotFoundError: there are no weights.
+            CheckpointError: they do not fit the config; all reasons at once.
+        """
+        if self.folder is None:
+            raise FileNotFoundError(f"of {self.name} only the config is known; give a folder with its weights")
         if self.is_flax:
-            from flax_rerank.checkpoint.params import StoredParams
-            stored = StoredParams(self.folder / "params")
-            loaded = materialize(module, shardings, lambda path, index: stored.read(path, dtypes.stored, index))
-        else:
-            loaded = convert.open_checkpoint(
-                self.folder, adapter=self.adapter, tokens=self.readout.tokens, dtypes=dtypes
-            ).load(dtypes.stored, lambda _: shardings)
-        return {path: param.get_value() for path, param in parameters_of(loaded).items()}
+            return checkpoint.open_params(self.folder, module)
+        return convert.open_checkpoint(self.folder, self.hf, self.config, self.readout, module, self.adapter)
 
 
 class UnknownKindError(ValueError):
@@ -175,10 +184,16 @@ def describe(
     adapter = getattr(given, "peft_path", None)
     if adapter is not None and is_flax:
         raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
-    shape, readout = family_of(hf).architecture(HFConfig(hf))
+    shape, readout = convert.family_of(hf).architecture(HFConfig(hf))
     prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)
     if chosen is RerankerModelClass.DECODER_ONLY_BASE:
         readout = replace(readout, tokens=_answers(prompt_format, tokenizer))
+        rows = tuple(config.get("head_tokens", ()))
+        if rows and rows != readout.tokens:
+            raise ValueError(
+                f"{folder} has the rows of the tokens {rows} of the source's head, the prompt format reads "
+                f"{readout.tokens}: convert the source again with this prompt_format"
+            )
     if isinstance(given, LightweightSettings) and given.attention_softcap == "reference":
         shape = replace(shape, attention_softcap=None)
     return Spec(
@@ -206,8 +221,6 @@ def _answers(prompt_format: PromptFormat, tokenizer: Tokenizer) -> tuple[int, ..
         if not pieces:
             raise ValueError(f"the tokenizer makes no token of {answer!r}")
         if len(pieces) > 1:
-            warn_caller(
-                f"{answer!r} is {len(pieces)} tokens to this tokenizer; the score is the logit of the first"
-            )
+            warn_caller(f"{answer!r} is {len(pieces)} tokens to this tokenizer; the score is the logit of the first")
         tokens.append(pieces[0])
     return tuple(tokens)

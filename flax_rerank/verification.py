@@ -12,12 +12,12 @@ import numpy as np
 
 from flax_rerank import checkpoint
 from flax_rerank.auto import FlaxAutoReranker
-from flax_rerank.checkpoint.params import StoredParams
-from flax_rerank.convert.export import read_model_config
-from flax_rerank.convert.load import family_of, read_config
-from flax_rerank.convert.rules import CheckpointError
-from flax_rerank.convert.verify import check_tensors
+from flax_rerank.checkpoint import StoredParams
+from flax_rerank.convert import family_of
+from flax_rerank.params import CheckpointError
 from flax_rerank.sharding import Devices, host_device
+from flax_rerank.spec import open_spec
+from flax_rerank.tensor_check import check_tensors
 
 TOLERANCE = 1e-4  # of a score in float32, relative where it is above 1
 MAX_LENGTH = 128
@@ -116,8 +116,8 @@ def check_scores(
         source, folder, adapter, devices: as for `verify`.
         torch_scorer: scores in place of transformers.
     """
-    config = read_config(folder)
-    class_name = class_of_transformers(config["source_config"])
+    spec = open_spec(str(folder))
+    class_name = class_of_transformers(spec.hf)
     params = StoredParams(folder / checkpoint.PARAMS)
     if torch_scorer is None:
         elements = sum(int(np.prod(shape)) for shape in params.shapes().values())
@@ -126,7 +126,7 @@ def check_scores(
             return Check("scores", skipped=skipped)
         torch_scorer = score_with_transformers
     dtype = next(iter(params.dtypes().values()))
-    token = next(iter(read_model_config(folder, config)[1].tokens), None)
+    token = next(iter(spec.readout.tokens), None)
     scores, pairs = _score_with_flax(folder, host_device() if devices is None else devices)
     gc.collect()  # of the two models one at a time is in memory
     expected = torch_scorer(source, class_name, dtype, token, pairs)
@@ -146,9 +146,8 @@ def class_of_transformers(hf: Mapping[str, Any]) -> str:
 
 def _why_not(class_name: str, adapter: Path | None, size: int) -> str | None:
     """Why PyTorch cannot score here, if so; `size` is that of the parameters in float32."""
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-    if missing:
-        return f"{' and '.join(missing)} not installed"
+    if find_spec("torch") is None:
+        return "torch is not installed"
     if adapter is not None:
         return "an adapter was merged, which the source does not have"
     import transformers
@@ -202,12 +201,9 @@ def score_with_transformers(
     scores = []
     with torch.no_grad():
         for pair in pairs:
-            positions = torch.arange(len(pair.ids))[None]
             inputs = {"input_ids": torch.from_numpy(pair.ids).long()[None]}
-            if token is not None:
-                inputs["position_ids"] = positions
-            elif model.config.type_vocab_size > 1:
-                inputs["token_type_ids"] = (positions >= pair.passage_start).long()
+            if token is None and model.config.type_vocab_size > 1:
+                inputs["token_type_ids"] = (torch.arange(len(pair.ids))[None] >= pair.passage_start).long()
             logits = model(**inputs).logits[0]
             scores.append(float(logits[0] if token is None else logits[-1, token]))
     return np.asarray(scores)

@@ -1,6 +1,6 @@
 """The Flax checkpoint, a folder:
 
-config.json         format version, reranker class, architecture, scoring arguments, the source's own config.json
+config.json         format version, kind of reranker, its settings, and the source's own config.json
 params/             the parameters, an orbax tree
 manifest.json       where they came from, and the sha256 of every other file
 tokenizer.json      and the other tokenizer files, as the source had them
@@ -18,29 +18,25 @@ from flax_rerank.checkpoint.folder import (
     require_known_format,
 )
 from flax_rerank.checkpoint.manifest import describe_source, file_hashes, read_manifest, read_source, verify_manifest
-from flax_rerank.checkpoint.params import Parameter, part_indices
-from flax_rerank.checkpoint.restore import ARCHITECTURES, load_model
-from flax_rerank.checkpoint.saving import Contents, save, write
+from flax_rerank.checkpoint.params import StoredParams, open_params
+from flax_rerank.checkpoint.saving import Contents, write
 
 __all__ = [
-    "ARCHITECTURES",
     "FORMAT",
     "FORMAT_VERSION",
     "KEPT",
     "PARAMS",
     "Contents",
-    "Parameter",
+    "StoredParams",
     "describe_source",
     "file_hashes",
     "is_flax_config",
-    "load_model",
     "new_folder",
-    "part_indices",
+    "open_params",
     "read_manifest",
     "read_source",
     "refuse_existing",
     "require_known_format",
-    "save",
     "verify_manifest",
     "write",
 ]

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flax_rerank.convert.rules import CheckpointError
+from flax_rerank.params import CheckpointError
 
 FORMAT = "flax-rerank"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE = (2, FORMAT_VERSION)  # in 2, a stacked parameter is one array
 PARAMS = "params"
 KEPT = "kept.safetensors"
 NEW, OLD = "new", "old"
@@ -28,9 +29,10 @@ def is_flax_config(config: Mapping[str, Any]) -> bool:
 def require_known_format(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise CheckpointError for a Flax checkpoint whose format this flax-rerank does not read."""
     version = config.get("format_version")
-    if version == FORMAT_VERSION:
+    if version in READABLE:
         return
-    fault = f"config.json: its format version is {version}, this flax-rerank reads {FORMAT_VERSION}: "
+    reads = " and ".join(map(str, READABLE))
+    fault = f"config.json: its format version is {version}, this flax-rerank reads {reads}: "
     newer = isinstance(version, int) and version > FORMAT_VERSION
     raise CheckpointError(folder, [fault + ("upgrade flax-rerank" if newer else "convert the source again")])
 
@@ -111,7 +113,7 @@ def _put_back(partial: Path, path: Path) -> None:
 def _remove(partial: Path) -> None:
     """Remove what is left, config.json first: at no time is there half a checkpoint that has one.
 
-    After a write that failed, tensorstore may go on with others for a moment. What cannot be removed at all is no
+    After a write that failed, orbax may go on with others for a moment. What cannot be removed at all is no
     error, which would hide the one that led here: it is no checkpoint, and the next conversion to the same place
     removes it.
     """

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from flax_rerank.convert.rules import CheckpointError
+from flax_rerank.params import CheckpointError
 
 MANIFEST = "manifest.json"
 BLOCK = 1 << 22

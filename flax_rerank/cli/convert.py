@@ -9,7 +9,7 @@ from typing import Any
 
 from flax_rerank.cli.loading import add_model_class, add_settings, given_settings, naming_options
 from flax_rerank.conversion import convert
-from flax_rerank.convert.export import export_checkpoint
+from flax_rerank.export import export_checkpoint
 from flax_rerank.verification import Check, verify
 
 

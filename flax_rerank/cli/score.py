@@ -17,7 +17,8 @@ import jax
 
 from flax_rerank import distributed
 from flax_rerank.auto import FlaxAutoReranker
-from flax_rerank.cli.loading import add_model_class, add_settings, given_settings as given_arguments
+from flax_rerank.cli.loading import add_model_class, add_settings
+from flax_rerank.cli.loading import given_settings as given_arguments
 from flax_rerank.compile_cache import use_compile_cache
 from flax_rerank.jobs import files
 from flax_rerank.jobs.engines.local import LocalEngine

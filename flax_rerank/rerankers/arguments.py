@@ -31,8 +31,8 @@ def takes_settings(
 def takes_overrides(
     settings: Callable[P, CallSettings],
 ) -> Callable[[Method[Self, First, Result]], Callable[Concatenate[Self, First, P], Result]]:
-    """For `compute_score` and `score`: their keyword arguments are the fields of a `CallSettings` class. None stands for
-    the constructor's value."""
+    """For `compute_score` and `score`: their keyword arguments are the fields of a `CallSettings` class, and None
+    stands for the constructor's value."""
     names = settings.call_names()  # type: ignore[attr-defined]
     return _takes(settings, names, sum(name in settings.call_positional for name in names), per_call=True)  # type: ignore[attr-defined]
 

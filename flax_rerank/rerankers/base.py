@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from flax_rerank.batching import Planner, Step, Table, computed_tokens, max_step_tokens
 from flax_rerank.dtypes import DTypes, choose_dtype
+from flax_rerank.params import load_arrays, with_params
 from flax_rerank.rerankers.call import Call, resolve
 from flax_rerank.rerankers.prepared import Prepared, RerankOutput
 from flax_rerank.scoring import Scorer
@@ -81,7 +82,9 @@ class AbsReranker(ABC):
         resolve(spec, settings)
         self._module = spec.module(self.dtypes)
         shardings = parameter_shardings(self._module, self.mesh, settings.sharding_rules)
-        self.params = spec.load(self.dtypes, shardings) if params is None else dict(params)
+        if params is None:
+            params = load_arrays(spec.weights(self._module), self.dtypes.stored, shardings)
+        self.params = dict(params)
         self._scorer = Scorer(self._module, self.mesh, self.dtypes)
         self._tables: tuple[Table, ...] = ()
 
@@ -212,7 +215,7 @@ class AbsReranker(ABC):
         """
         from flax_rerank.saving import save
 
-        save(Path(path), self.spec, self.settings, self.params, overwrite=overwrite)
+        save(Path(path), self.spec, self.settings, self._module, self.params, overwrite=overwrite)
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a Hugging Face folder (config.json, safetensors, tokenizer), which transformers and FlagEmbedding load
@@ -309,14 +312,6 @@ def plan(
     table = planner.covering(planner.choose(lengths, known) if table is None else table, lengths)
     steps = tuple(Step(first[step.pairs], step.shape) for step in planner.steps(lengths, table, fixed=fixed))
     return Prepared(call, pairs, table, steps, skip_faulty, scored, first[same])
-
-
-def with_params(module: nnx.Module, params: Mapping[str, jax.Array]) -> nnx.Module:
-    """A copy of a module with these parameters, by their dotted paths."""
-    graphdef, state = nnx.split(module)
-    for path, param in nnx.to_flat_state(state):
-        param.set_value(params[".".join(map(str, path))])
-    return nnx.merge(graphdef, state)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -33,8 +33,8 @@ class FlaxReranker(AbsReranker):
 
         Raises:
             TypeError: a pair that is not two strings, named by its index; an argument that does not exist.
-            ValueError: `max_length` above the model's positions; a pair that cannot be encoded or has no room for
-                its passage, named by its index.
+            ValueError: `max_length` above the model's positions; a pair that cannot be encoded or has no room for its
+                passage, named by its index.
             FloatingPointError: a score is not finite.
         """
         return self._compute_score(sentence_pairs, overrides)

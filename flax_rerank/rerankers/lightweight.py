@@ -36,8 +36,9 @@ class LightWeightFlaxLLMReranker(AbsReranker):
 
         Raises:
             TypeError: a pair that is not two strings, named by its index; an argument that does not exist.
-            ValueError: no layer or one without a head; a ratio or layer of compression that cannot be; a pair that cannot be encoded or has no room for
-                its passage, named by its index.
+            ValueError: no layer, or one without a head; a ratio that is not known, or a layer to compress before that
+                the model does not have; `max_length` above the model's positions; a pair that cannot be encoded or
+                has no room for its passage, named by its index.
             FloatingPointError: a score is not finite.
         """
         return self._compute_score(sentence_pairs, overrides)

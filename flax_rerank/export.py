@@ -5,24 +5,21 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from flax_rerank import checkpoint
 from flax_rerank.checkpoint.folder import sync
-from flax_rerank.checkpoint.params import StoredParams
-from flax_rerank.convert.load import FLOAT32, family_of, parameters_of, read_config
-from flax_rerank.convert.rules import CheckpointError, Row, Rule, Shape, assign
+from flax_rerank.convert.rules import Assignment, Row
 from flax_rerank.convert.torch_files import FLOATS, INDEX, SINGLE, SafetensorsFiles, write_safetensors
-from flax_rerank.models.readout import Readout
+from flax_rerank.dtypes import FLOAT32
+from flax_rerank.params import Parameters, Shape, groups, shape_faults, shapes_of
+from flax_rerank.spec import Spec, open_spec
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
-from flax_rerank.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -31,112 +28,57 @@ WEIGHT_FILE = r"model(-\d{5}-of-\d{5})?\.safetensors"
 DTYPES = {FLOATS[kind].name: FLOATS[kind] for kind in ("F32", "BF16", "F16")}
 
 
-class Parameters(Protocol):
-    """Parameters by their dotted paths, read part by part; `StoredParams` are such."""
-
-    def shapes(self) -> Mapping[str, Shape]:
-        """The shape of every parameter."""
-        ...
-
-    def dtypes(self) -> Mapping[str, np.dtype]:
-        """The dtype of every parameter."""
-        ...
-
-    def read(self, path: str, dtype: np.dtype, index: tuple[Any, ...]) -> np.ndarray:
-        """The part `index` of one parameter, in `dtype`."""
-        ...
-
-
-class ModelParameters:
-    """The parameters of a module. Only the part that is read comes to the host."""
-
-    def __init__(self, model: nnx.Module) -> None:
-        self._arrays = {path: param.get_value() for path, param in parameters_of(model).items()}
-
-    def shapes(self) -> Mapping[str, Shape]:
-        return {path: array.shape for path, array in self._arrays.items()}
-
-    def dtypes(self) -> Mapping[str, np.dtype]:
-        return {path: np.dtype(array.dtype) for path, array in self._arrays.items()}
-
-    def read(self, path: str, dtype: np.dtype, index: tuple[Any, ...]) -> np.ndarray:
-        return np.asarray(self._arrays[path][index]).astype(dtype, copy=False)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of the PyTorch checkpoint: the rule and the slice that it fills, its shape, the parameter's dtype."""
-
-    rule: Rule
-    index: int | None
-    shape: Shape
-    dtype: np.dtype
-
-
 class TorchTensors:
     """The tensors that a model has, by their PyTorch names and as PyTorch has them.
 
     Args:
         params: the model's parameters.
-        model_config: the module's config.
-        source_config: the Hugging Face config.json that the model was converted from.
-        folder: where matrices of which the model has one row were kept, if they were.
+        spec: of the model. Where it is a Flax checkpoint that kept matrices of which the model has one row, these are
+            read there.
 
     Raises:
-        ValueError: the parameters are not those of the config, or a matrix was not kept; all reasons at once.
+        ValueError: the parameters are not those of the module, or a matrix was not kept; all reasons at once.
         CheckpointError: what was kept cannot be read.
         NotImplementedError: a source config that is not covered.
     """
 
-    def __init__(
-        self,
-        params: Parameters,
-        architecture: tuple[Any, Readout],
-        source_config: Mapping[str, Any],
-        folder: Path | None,
-    ) -> None:
-        family = family_of(source_config)
-        rules = family.rules(*architecture, source_config)
-        shapes, dtypes = params.shapes(), params.dtypes()
-        module = nnx.eval_shape(lambda: family.module(*architecture, FLOAT32))
-        wanted = {path: param.get_value().shape for path, param in parameters_of(module).items()}
+    def __init__(self, params: Parameters, spec: Spec) -> None:
+        shapes = shapes_of(spec.module(FLOAT32))
+        rules = spec.family.rules(spec.config, spec.readout, spec.hf)
         self._params = params
-        self._tensors = {
-            rule.torch_name(index): Tensor(rule, index, rule.tensor_shape(shape), dtypes[rule.flax])
-            for rule in rules
-            for shape in [shapes.get(rule.flax)]
-            if shape is not None
-            for index in (range(shape[0]) if rule.stacked else (None,))
-        }
+        self._dtypes = params.dtypes()
+        items = (item for rule in rules if rule.flax in shapes for item in rule.assignments(shapes[rule.flax]))
+        self._items = {item.tensor: item for item in items}
+        self._shapes = {name: item.rule.tensor_shape(shapes[item.rule.flax]) for name, item in self._items.items()}
         self._kept = None
-        if folder is not None and (folder / checkpoint.KEPT).is_file():
-            self._kept = SafetensorsFiles(folder, [checkpoint.KEPT])
-        _, faults = assign({name: tensor.shape for name, tensor in self._tensors.items()}, wanted, rules)
-        faults += [f"parameter {path} {list(shapes[path])} is left over" for path in shapes if path not in wanted]
-        faults += self._faults_of_heads()
+        if spec.kept is not None:
+            self._kept = SafetensorsFiles(spec.kept.parent, [spec.kept.name])
+        faults = shape_faults(params.shapes(), shapes, "parameter") + self._faults_of_heads()
         if faults:
             raise ValueError("it cannot be given back to PyTorch:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of every tensor."""
+        return self._shapes
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+    def dtype(self) -> np.dtype:
+        """The largest dtype of a parameter."""
+        return max(self._dtypes.values(), key=lambda dtype: dtype.itemsize)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the parameter's dtype."""
-        tensor = self._tensors[name]
-        rule = tensor.rule
-        array = self._params.read(rule.flax, tensor.dtype, rule.region(tensor.index))
-        if not _is_one_row(rule):
-            return rule.transform.to_torch(array)
-        matrix = self._kept.read(name).astype(tensor.dtype)
-        matrix[np.asarray(rule.transform.row)] = array
+        item = self._items[name]
+        dtype = self._dtypes[item.rule.flax]
+        array = self._params.read(item.rule.flax, dtype, item.region)
+        if not _is_one_row(item):
+            return item.rule.transform.to_torch(array)
+        matrix = self._kept.read(name).astype(dtype)
+        matrix[item.rule.transform.row] = array
         return matrix
 
     def _faults_of_heads(self) -> list[str]:
         kept = {} if self._kept is None else self._kept.shapes()
-        rows = {name: tensor.shape for name, tensor in self._tensors.items() if _is_one_row(tensor.rule)}
+        rows = {name: self._shapes[name] for name, item in self._items.items() if _is_one_row(item)}
         faults = [
             f"{name} in {checkpoint.KEPT} has shape {list(kept[name])}, the config asks for {list(shape)}"
             for name, shape in rows.items()
@@ -152,9 +94,9 @@ class TorchTensors:
         return faults
 
 
-def _is_one_row(rule: Rule) -> bool:
+def _is_one_row(item: Assignment) -> bool:
     """Whether the model has one row of a matrix with several."""
-    return isinstance(rule.transform, Row) and rule.transform.rows != 1
+    return isinstance(item.rule.transform, Row) and item.rule.transform.rows != 1
 
 
 def export_checkpoint(
@@ -174,20 +116,17 @@ def export_checkpoint(
         CheckpointError: a newer format, damaged parameters.
         And as `export`.
     """
-    config = read_config(source)
-    if not checkpoint.is_flax_config(config):
-        raise ValueError(f"{source} is no Flax checkpoint: its config.json does not say that it is one")
-    checkpoint.require_known_format(source, config)
+    spec = open_spec(str(source))
+    if not spec.is_flax:
+        raise ValueError(f"{source} is not a Flax checkpoint: its config.json does not say that it is one")
     here, there = source.resolve(), out.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise ValueError(f"of {source} and {out} one lies in the other: write to a folder of its own")
-    params = StoredParams(source / checkpoint.PARAMS)
-    hf = config["source_config"]
+    params = spec.weights(spec.module(FLOAT32))
     return export(
         out,
-        TorchTensors(params, read_model_config(source, config), hf, source),
-        hf,
-        Tokenizer.from_folder(source).files,
+        TorchTensors(params, spec),
+        spec,
         dtype=dtype,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
@@ -195,24 +134,10 @@ def export_checkpoint(
     )
 
 
-def read_model_config(folder: Path, config: Mapping[str, Any]) -> Any:
-    """The config of the module in a Flax checkpoint whose config.json is `config`.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
-    try:
-        _, config_class = checkpoint.ARCHITECTURES[config["architecture"]]
-        return config_class(**config["architecture_config"]), Readout(**config["readout"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(folder, [f"config.json does not describe a model ({error!r})"]) from error
-
-
 def export(
     out: Path,
     tensors: TorchTensors,
-    source_config: Mapping[str, Any],
-    tokenizer_files: Iterable[Path],
+    spec: Spec,
     *,
     dtype: str | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
@@ -226,8 +151,7 @@ def export(
     Args:
         out: the folder to make.
         tensors: the tensors.
-        source_config: the Hugging Face config.json that the model was converted from.
-        tokenizer_files: are copied.
+        spec: has the Hugging Face config.json and the tokenizer's files, which are copied.
         dtype: of the tensors: "float32", "bfloat16" or "float16". By default that which config.json names, if it
             is smaller than the model's and holds every value exactly; else the model's own.
         max_shard_size: bytes of a file at most, where no single tensor is larger.
@@ -244,20 +168,20 @@ def export(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    own = max((tensors[name].dtype for name in tensors), key=lambda dtype: dtype.itemsize)
-    named = DTYPES.get(str(source_config.get("dtype") or source_config.get("torch_dtype")), own)
+    own = tensors.dtype()
+    named = DTYPES.get(str(spec.hf.get("dtype") or spec.hf.get("torch_dtype")), own)
     chosen = DTYPES[dtype] if dtype else named if named.itemsize < own.itemsize else own
     while True:
-        size = sum(math.prod(tensors[name].shape) for name in tensors) * chosen.itemsize
+        size = sum(map(math.prod, tensors.shapes().values())) * chosen.itemsize
         try:
             with (
                 checkpoint.new_folder(out, overwrite=overwrite, needed_bytes=size, refuse=refuse_existing) as folder,
                 tqdm(total=size, unit="B", unit_scale=True, desc=out.name, disable=not show_progress_bar) as bar,
             ):
                 _write(folder, tensors, chosen, max_shard_size, exactly=dtype is None, on_bytes=bar.update)
-                for file in tokenizer_files:
+                for file in spec.tokenizer.files:
                     shutil.copyfile(file, folder / file.name)
-                config = dict(source_config)
+                config = dict(spec.hf)
                 for field in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:
                     config[field] = chosen.name
                 _write_json(folder / "config.json", config)
@@ -283,8 +207,9 @@ def _write(
     on_bytes: Callable[[int], object],
 ) -> None:
     """Write the weights."""
-    sizes = {name: math.prod(tensors[name].shape) * dtype.itemsize for name in sorted(tensors, key=_with_numbers)}
-    shards = list(_shards(sizes, max_shard_size))
+    shapes = tensors.shapes()
+    sizes = {name: math.prod(shapes[name]) * dtype.itemsize for name in sorted(shapes, key=_with_numbers)}
+    shards = list(groups(sizes, max_shard_size))
     weight_map: dict[str, str] = {}
 
     def arrays(names: Sequence[str]) -> Iterator[np.ndarray]:
@@ -295,7 +220,7 @@ def _write(
     for number, shard in enumerate(shards, start=1):
         path = folder / (f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else SINGLE)
         names = sorted(shard)  # as the safetensors library does it: what came from one file of its own is that again
-        write_safetensors(path, {name: (dtype, tensors[name].shape) for name in names}, arrays(names))
+        write_safetensors(path, {name: (dtype, shapes[name]) for name in names}, arrays(names))
         weight_map |= dict.fromkeys(names, path.name)
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
@@ -304,19 +229,6 @@ def _write(
 def _with_numbers(name: str) -> list[str]:
     """Sorts layer 2 before layer 10."""
     return [part.zfill(9) if part.isdecimal() else part for part in name.split(".")]
-
-
-def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Names in their order, in groups of at most `limit` bytes where no single one has more."""
-    group: list[str] = []
-    filled = 0
-    for name, size in sizes.items():
-        if group and filled + size > limit:
-            yield group
-            group, filled = [], 0
-        group.append(name)
-        filled += size
-    yield group
 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype, exactly: bool) -> np.ndarray:

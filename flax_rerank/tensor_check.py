@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flax_rerank import checkpoint
-from flax_rerank.checkpoint.params import StoredParams
-from flax_rerank.convert.export import read_model_config
-from flax_rerank.convert.load import family_of, read_config
+from flax_rerank import checkpoint, convert
+from flax_rerank.checkpoint import KEPT
 from flax_rerank.convert.peft import merge_adapter
-from flax_rerank.convert.rules import CheckpointError, Row, TensorSource, assign
+from flax_rerank.convert.rules import Row, TensorSource, assign
 from flax_rerank.convert.torch_files import SafetensorsFiles, open_torch_files
+from flax_rerank.params import CheckpointError
+from flax_rerank.spec import open_spec
 
 MOST_FAULTS = 10
 BLOCK = 1 << 20  # numbers that are compared at a time
@@ -49,17 +49,17 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
     Raises:
         FileNotFoundError, CheckpointError, ValueError: one of the checkpoints cannot be read.
     """
-    hf, config = read_config(source), read_config(folder)
-    model_config = read_model_config(folder, config)
-    family = family_of(hf)
+    converted = open_spec(str(folder))
+    hf = convert.read_config(source)
+    params = checkpoint.StoredParams(folder / checkpoint.PARAMS)
+    dtypes = params.dtypes()
+    family = convert.family_of(hf)
     tensors: TensorSource = open_torch_files(source)
     if adapter is not None:
-        tensors = merge_adapter(tensors, adapter, family.ignored(model_config[1]))
-    params = StoredParams(folder / checkpoint.PARAMS)
-    rules, ignored = family.rules(*model_config, hf), family.ignored(model_config[1])
-    dtypes = params.dtypes()
-    assignments, faults = assign(tensors.shapes(), params.shapes(), rules, ignored)
-    if config["source_config"] != hf:
+        tensors = merge_adapter(tensors, adapter, family.ignored(converted.readout))
+    rules = family.rules(converted.config, converted.readout, hf)
+    assignments, faults = assign(tensors.shapes(), params.shapes(), rules, family.ignored(converted.readout))
+    if converted.hf != hf:
         faults.append("config.json holds another source_config than the source has")
 
     def pairs() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -67,15 +67,15 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
         for path, items in assignments.items():
             for item in items:
                 transform = item.rule.transform
-                found = params.read(path, dtypes[path], item.rule.region(item.index))
+                found = params.read(path, dtypes[path], item.region)
                 if isinstance(transform, Row):
                     yield item.tensor, found, transform.read(tensors, item.tensor)
                 else:
                     yield item.tensor, transform.to_torch(found), tensors.read(item.tensor)
-        if (folder / checkpoint.KEPT).is_file():
-            kept = SafetensorsFiles(folder, [checkpoint.KEPT])
+        if (folder / KEPT).is_file():
+            kept = SafetensorsFiles(folder, [KEPT])
             for name in kept.shapes():
-                yield f"{name} in {checkpoint.KEPT}", kept.read(name), tensors.read(name)
+                yield f"{name} in {KEPT}", kept.read(name), tensors.read(name)
 
     count = size = 0
     largest = 0.0
