@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flax_rerank.batching import Shape, max_step_tokens
-from flax_rerank.convert.load import parameters_of
 from flax_rerank.dtypes import choose_dtype
+from flax_rerank.params import shapes_of
 from flax_rerank.planning.topology import Topology
 from flax_rerank.rerankers.base import plan
 from flax_rerank.rerankers.call import Call, resolve
@@ -80,8 +80,8 @@ def abstract_scorer(
     module = spec.module(dtypes)
     shardings = parameter_shardings(module, placed, rules)
     params = {
-        path: jax.ShapeDtypeStruct(param.get_value().shape, dtypes.stored, sharding=shardings[path])
-        for path, param in parameters_of(module).items()
+        path: jax.ShapeDtypeStruct(shape, dtypes.stored, sharding=shardings[path])
+        for path, shape in shapes_of(module).items()
     }
     scorer = Scorer(module, placed, dtypes)
     return AbstractScorer(spec, rules, params, scorer, resolve(spec, settings), dtypes.computed, platform)
