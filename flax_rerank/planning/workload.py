@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from flax_rerank.spec import Spec
 from flax_rerank.text.pairs import TokenizedPairs, tokenize
-from flax_rerank.text.prompts import Template
-from flax_rerank.text.tokenizer import Tokenizer
 
 # Jobs are scored in shards of so many rows, and the table of shapes is fitted to a shard.
 SHARD_ROWS = 10_000
@@ -36,8 +34,7 @@ def longest(pairs: int | None) -> Workload:
     """Pairs that all have the greatest length that `max_length` allows."""
 
     def shard(spec: Spec) -> TokenizedPairs:
-        template = spec.template(spec.settings)
-        return _pairs_of(np.full(_rows(pairs), template.max_tokens), 16, template, spec.tokenizer)
+        return _of_lengths(spec, np.full(_rows(pairs), spec.template(spec.settings).max_tokens), 16)
 
     return Workload(pairs, "all pairs of the greatest length", shard)
 
@@ -65,9 +62,8 @@ def of_lengths(path: Path, pairs: int | None, query_tokens: int) -> Workload:
     total = int(counts.sum()) if pairs is None else pairs
 
     def shard(spec: Spec) -> TokenizedPairs:
-        template = spec.template(spec.settings)
-        shares = np.sort(np.random.default_rng(SEED).choice(lengths, _rows(total), p=counts / counts.sum()))
-        return _pairs_of(np.minimum(shares, template.max_tokens), query_tokens, template, spec.tokenizer)
+        drawn = np.random.default_rng(SEED).choice(lengths, _rows(total), p=counts / counts.sum())
+        return _of_lengths(spec, drawn, query_tokens)
 
     return Workload(total, f"lengths of {path.name}", shard)
 
@@ -99,8 +95,7 @@ def of_sample(path: Path, sample: list[tuple[str, str]], pairs: int | None) -> W
         if len(sound) == 0:
             raise ValueError(f"no pair of {path} can be scored; pair 0: {tokenized.faults[0]}")
         chosen = np.random.default_rng(SEED).choice(sound, _rows(total)) if total > len(sound) else sound
-        columns = ("query_index", "passage_index", "query_lengths", "passage_lengths", "truncated")
-        return replace(tokenized, faults={}, **{name: getattr(tokenized, name)[chosen] for name in columns})
+        return _pairs(spec, tokenized.query_lengths[chosen], tokenized.passage_lengths[chosen])
 
     return Workload(total, f"lengths of {path.name}", shard)
 
@@ -109,19 +104,25 @@ def _rows(pairs: int | None) -> int:
     return SHARD_ROWS if pairs is None else min(pairs, SHARD_ROWS)
 
 
-def _pairs_of(lengths: np.ndarray, query_tokens: int, template: Template, tokenizer: Tokenizer) -> TokenizedPairs:
-    """Pairs without texts whose lengths, with all that is around query and passage, are these."""
-    rest = np.maximum(lengths - template.special_tokens, 0).astype(np.int32)
-    query = np.minimum(rest, query_tokens).astype(np.int32)
-    index = np.arange(len(lengths))
+def _of_lengths(spec: Spec, lengths: np.ndarray, query_tokens: int) -> TokenizedPairs:
+    """Pairs of these lengths, with all that is around query and passage; longer ones are cut."""
+    template = spec.template(spec.settings)
+    rest = np.clip(lengths, template.special_tokens, template.max_tokens) - template.special_tokens
+    query = np.minimum(rest, query_tokens)
+    return _pairs(spec, query, rest - query)
+
+
+def _pairs(spec: Spec, query_lengths: np.ndarray, passage_lengths: np.ndarray) -> TokenizedPairs:
+    """Pairs with so many tokens of query and passage, without their texts, of which no two are equal."""
+    index = np.arange(len(query_lengths))
     return TokenizedPairs(
-        template=template,
-        tokenizer=tokenizer,
+        template=spec.template(spec.settings),
+        tokenizer=spec.tokenizer,
         texts=[],
         query_index=index,
         passage_index=index,
-        query_lengths=query,
-        passage_lengths=rest - query,
-        truncated=np.zeros(len(lengths), bool),
+        query_lengths=query_lengths.astype(np.int32),
+        passage_lengths=passage_lengths.astype(np.int32),
+        truncated=np.zeros(len(index), bool),
         faults={},
     )
