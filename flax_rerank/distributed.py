@@ -1,10 +1,19 @@
-"""Many processes: how each finds the others."""
+"""Many processes: how each finds the others, and how all end when one fails."""
 
+import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 
+logger = logging.getLogger(__name__)
+
 SHUTDOWN_SECONDS = 7 * 24 * 3600
+HEARTBEAT_SECONDS = 30  # a process that is silent for so long is dead, and JAX ends the others
+POLL_SECONDS = 1.0
+FAILED = "flax_rerank/failed/"
 
 
 def initialize(
@@ -21,7 +30,7 @@ def initialize(
         process_id: which of them this is, from 0.
 
     Raises:
-        ValueError: one or two of the three, or none where the environment does not tell.
+        ValueError: one or two of the three are given, or none where JAX finds no cluster.
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
@@ -29,9 +38,65 @@ def initialize(
     if jax.distributed.is_initialized():
         return
     # A process that is done waits for the others at its end; by default those would be aborted after five minutes.
-    jax.distributed.initialize(coordinator, num_processes, process_id, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
 
 
-def is_pod_worker() -> bool:
-    """Whether this machine is one of several TPU VM workers of a slice, on which one process alone would hang."""
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+def in_a_cluster() -> bool:
+    """Whether JAX finds that this process is one of several: on TPU VMs (GCE and GKE), under Slurm, Open MPI or
+    Kubernetes, by the detection that `jax.distributed.initialize()` uses.
+
+    JAX has no public function that tells this without joining. This relies on one private method, of jax 0.10 to 0.12.
+    """
+    from jax._src.clusters import ClusterEnv
+
+    # What is given is not looked up: of the address, the count, the number and the devices, only the count is wanted.
+    _, count, _, _ = ClusterEnv.auto_detect_unset_distributed_params("", None, 0, [], None, None)
+    return count is not None and count > 1
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """While this is entered, an exception in one process ends all processes, within seconds and with its reason.
+
+    Without it, the others would wait in a collective for a process that does not come. All processes of
+    `jax.distributed` must enter it. The one that fails raises its exception; each other one logs the reason and
+    exits with code 1. A process that is killed, or whose machine is lost, is found by JAX after `HEARTBEAT_SECONDS`.
+
+    Processes tell each other through the key-value store of `jax.distributed`, whose client is private in jax 0.10 to
+    0.12.
+    """
+    from jax._src.distributed import global_state
+
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(POLL_SECONDS):
+            for process, reason in global_state.client.key_value_dir_get(FAILED):
+                if left.is_set():
+                    return
+                logger.error("process %s failed: %s", process.removeprefix(FAILED), reason)
+                # The one that failed waits at its end for the others; if it does not end, this process ends anyway.
+                end = threading.Timer(HEARTBEAT_SECONDS, os._exit, [1])
+                end.daemon = True
+                end.start()
+                jax.distributed.shutdown()
+                os._exit(1)  # the main thread cannot be interrupted: it is in a collective
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except Exception as error:
+        left.set()
+        watcher.join()
+        global_state.client.key_value_set(f"{FAILED}{jax.process_index()}", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        left.set()
+        watcher.join()

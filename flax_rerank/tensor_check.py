@@ -59,6 +59,8 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
         tensors = merge_adapter(tensors, adapter, family.ignored(converted.readout))
     rules = family.rules(converted.config, converted.readout, hf)
     assignments, faults = assign(tensors.shapes(), params.shapes(), rules, family.ignored(converted.readout))
+    if faults:
+        return TensorCheck(0, 0, np.inf, _most(faults))
     if converted.hf != hf:
         faults.append("config.json holds another source_config than the source has")
 
@@ -90,9 +92,12 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
     except CheckpointError as error:
         faults += error.faults
         largest = np.inf
-    if len(faults) > MOST_FAULTS:
-        faults[MOST_FAULTS:] = [f"and {len(faults) - MOST_FAULTS} more"]
-    return TensorCheck(count, size, largest, tuple(faults))
+    return TensorCheck(count, size, largest, _most(faults))
+
+
+def _most(faults: list[str]) -> tuple[str, ...]:
+    more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return (*faults[:MOST_FAULTS], *more)
 
 
 def compare(found: np.ndarray, wanted: np.ndarray) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flax_rerank.cli.options import add_options, given
 from flax_rerank.settings import SETTINGS, RerankerModelClass, UnknownSettingError
+from flax_rerank.sharding import ShardingRules
 
 ALL_FIELDS: dict[str, "Field[Any]"] = {field.name: field for kind in SETTINGS.values() for field in fields(kind)}
 
@@ -32,9 +33,18 @@ def add_settings(group: argparse._ActionsContainer, wanted: Callable[["Field[Any
         left -= names
 
 
+def add_replicate(group: argparse._ActionsContainer) -> None:
+    """The option that makes the sharding rules."""
+    axes = [field.name for field in fields(ShardingRules)]
+    group.add_argument("--replicate", nargs="+", choices=axes, metavar="AXIS", help=f"do not split: {', '.join(axes)}")
+
+
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given as options."""
-    return {name: value for kind in SETTINGS.values() for name, value in given(args, kind).items()}
+    settings = {name: value for kind in SETTINGS.values() for name, value in given(args, kind).items()}
+    if getattr(args, "replicate", None) is not None:
+        settings["sharding_rules"] = ShardingRules(**dict.fromkeys(args.replicate))
+    return settings
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 import argparse
 import types
 from collections.abc import Collection, Sequence
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def add_options(group: argparse._ActionsContainer, cls: type, only: Collection[str] | None = None) -> None:
-    """Add an option for each field of a dataclass. An option that is not given is left out of the namespace.
+    """Add an option for each field of a dataclass. An option that is not given is left out of the namespace; one of a
+    field without a default has to be given.
 
     The option is named after the field, and the annotation says what values it takes. A bool takes no value; where
     its default is True, the option is `--no-...` and sets False. A field's metadata may have:
@@ -32,6 +33,8 @@ def add_options(group: argparse._ActionsContainer, cls: type, only: Collection[s
         if field.metadata.get("cli", True) and (only is None or field.name in only):
             given = {name: field.metadata[name] for name in ("help", "metavar", "choices") if name in field.metadata}
             values = _values(field, hints[field.name])
+            if field.default is MISSING and field.default_factory is MISSING:
+                values["required"] = True
             group.add_argument(_flag(field), dest=field.name, default=argparse.SUPPRESS, **values | given)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import jax
 
-from flax_rerank.cli.loading import add_model_class, add_settings, given_settings, naming_options
-from flax_rerank.cli.score import AXES
+from flax_rerank.cli.loading import add_model_class, add_replicate, add_settings, given_settings, naming_options
 from flax_rerank.jobs.rows import Row
 from flax_rerank.jobs.sources import open_source
 from flax_rerank.planning.plan import make_plan, nearest_that_fits
@@ -19,7 +18,6 @@ from flax_rerank.planning.published import find_spec
 from flax_rerank.planning.report import as_dict, as_text
 from flax_rerank.planning.topology import find_topology
 from flax_rerank.planning.workload import SHARD_ROWS, Workload, longest, of_lengths, of_sample
-from flax_rerank.sharding import ShardingRules
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology", required=True, metavar="T", help="chip and layout of a TPU slice, v5e:2x4; or GPUs, h100:8"
     )
     parser.add_argument("--mesh", metavar="M", help="data=2,model=4; by default all that divide are tried")
-    parser.add_argument(
-        "--replicate", nargs="+", choices=AXES, metavar="AXIS", help=f"do not split: {', '.join(AXES)}"
-    )
+    add_replicate(parser)
     job = parser.add_argument_group("job", "By default all pairs have the greatest length that --max-length allows.")
     job.add_argument("--pairs", type=_count, metavar="N", help="to score, as in 100e6")
     lengths = job.add_mutually_exclusive_group()
@@ -70,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
     workload = _workload(args)
     with naming_options(args.model):
         spec = find_spec(args.model, args.model_class, **given_settings(args))
-    rules = None if args.replicate is None else ShardingRules(**dict.fromkeys(args.replicate))
-    options: dict[str, Any] = {"mesh": args.mesh, "rules": rules, "price": args.price}
+    options: dict[str, Any] = {"mesh": args.mesh, "price": args.price}
     plan = make_plan(spec, topology, workload, **options)
     nearest = None if plan.best is not None else nearest_that_fits(spec, topology, workload, **options)
     if args.plot is not None:

@@ -32,6 +32,11 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: str) -> str:
+    """A path as all processes of this machine find it; a URL without a slash at its end."""
+    return path.rstrip("/") if is_url(path) else os.path.abspath(path)
+
+
 def compression_of(path: str) -> str:
     """The suffix among `COMPRESSIONS` that a path has, or ""."""
     return next((suffix for suffix in COMPRESSIONS if path.endswith(suffix)), "")
@@ -146,17 +151,17 @@ def size(path: str) -> int:
     return filesystem.size(name)
 
 
-def names(folder: str) -> list[str]:
-    """The names of what is in a folder, sorted, without files that are being written; [] if there is no folder."""
+def sizes(folder: str) -> dict[str, int]:
+    """What is in a folder: bytes by name, sorted, without files that are being written. {} if there is no folder."""
     if is_url(folder):
         filesystem, name = _filesystem(folder)
         filesystem.invalidate_cache()
-        if not filesystem.isdir(name):
-            return []
-        found = [entry.rstrip("/").rpartition("/")[2] for entry in filesystem.ls(name, detail=False)]
+        entries = filesystem.ls(name, detail=True) if filesystem.isdir(name) else []
+        found = {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] or 0 for entry in entries}
     else:
-        found = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(name for name in found if PARTIAL not in name)
+        entries = os.scandir(folder) if os.path.isdir(folder) else []
+        found = {entry.name: entry.stat().st_size for entry in entries if PARTIAL not in entry.name}
+    return {name: found[name] for name in sorted(found) if PARTIAL not in name}
 
 
 def remove(path: str) -> None:

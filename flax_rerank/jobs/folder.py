@@ -3,12 +3,14 @@
 job.json                       the manifest: input, settings, shape table
 parts/part-00000.jsonl         the rows of a shard with their scores
 rejects/part-00000.jsonl       its rows that could not be scored, if there are any
-done/part-00000.json           its marker, which is written last
+done/part-00000.123.json       its marker, which is written last: 123 bytes in its part, and what it took
 summary.json                   the sum of all markers
 """
 
+import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -20,6 +22,9 @@ from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Reject
 
 PARTS, REJECTS, DONE = "parts", "rejects", "done"
+MARKER = re.compile(r"(part-(\d+))\.(\d+)\.json")
+# What file systems without hard links answer.
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,40 @@ class JobFolder:
     def rejects(self, shard: int) -> str:
         return f"{self.path}/{REJECTS}/part-{shard:05d}.jsonl"
 
-    def marker(self, shard: int) -> str:
-        return f"{self.path}/{DONE}/part-{shard:05d}.json"
+    def marker(self, shard: int, part_bytes: int) -> str:
+        return f"{self.path}/{DONE}/part-{shard:05d}.{part_bytes}.json"
 
-    def markers(self) -> list[str]:
-        """The names of the markers that are there."""
-        return files.names(f"{self.path}/{DONE}")
+    def finished(self) -> dict[int, str]:
+        """The markers of all finished shards, by shard: those with a part of the size that the marker's name says.
+
+        Two listings tell that, however many shards there are.
+        """
+        parts = files.sizes(f"{self.path}/{PARTS}")
+        markers = filter(None, map(MARKER.fullmatch, files.sizes(f"{self.path}/{DONE}")))
+        return {
+            int(shard): f"{self.path}/{DONE}/{marker[0]}"
+            for marker in markers
+            for stem, shard, size in [marker.groups()]
+            if parts.get(stem + self.suffix) == int(size)
+        }
+
+    def remove_partial_files(self, shards: Iterable[int]) -> None:
+        """Delete what killed processes left of the files of these shards, if the folder is local.
+
+        An object in an object store is never left half-way.
+        """
+        stems = {f".part-{shard:05d}" for shard in shards}
+        for folder in (PARTS, REJECTS, DONE) if not files.is_url(self.path) else ():
+            for file in Path(self.path, folder).glob(f".*{files.PARTIAL}*"):
+                if f".{file.name.split('.')[1]}" in stems:
+                    file.unlink(missing_ok=True)
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds; None if there is none.
+    """What a JSON file holds; None if it does not exist.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: the file is not JSON.
     """
     if not files.exists(path):
         return None
@@ -69,17 +95,21 @@ def read_json(path: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write a JSON file, in place of one that is there."""
+    """Write a JSON file, or replace it."""
     with files.open_output(path) as sink:
         sink.write(_json(value))
 
 
 def create_json(path: str, value: Any) -> bool:
-    """Write a JSON file unless there is one: of several processes, one alone writes it. Whether this one did."""
+    """Write a JSON file unless it exists. Returns whether this process wrote it.
+
+    Of several processes, one alone does, except on a disk without hard links: there, processes that start at the same
+    moment may each write it, and the last one stays.
+    """
     if files.is_url(path):
         filesystem, name = _filesystem(path)
         filesystem.makedirs(filesystem._parent(name), exist_ok=True)
@@ -88,14 +118,20 @@ def create_json(path: str, value: Any) -> bool:
         except FileExistsError:
             return False
         return True
-    complete = f"{path}{files.PARTIAL}{secrets.token_hex(8)}"
-    write_json(complete, value)
+    complete = Path(f"{path}{files.PARTIAL}{secrets.token_hex(8)}")
+    write_json(str(complete), value)
     try:
-        os.link(complete, path)  # complete at once, and it fails if there is one
+        os.link(complete, path)  # complete at once, and it fails if the file exists
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if os.path.exists(path):
+            return False
+        os.replace(complete, path)
     finally:
-        os.remove(complete)
+        complete.unlink(missing_ok=True)
     return True
 
 
@@ -116,19 +152,6 @@ def remove_tree(path: str) -> None:
             filesystem.rm(name, recursive=True)
     elif os.path.isdir(path):
         shutil.rmtree(path)
-
-
-def remove_partial_files(paths: Iterable[str]) -> None:
-    """Delete what killed processes left of local files that they were writing; an object is never left half-way."""
-    by_folder: dict[Path, set[str]] = {}
-    for path in paths:
-        if not files.is_url(path):
-            by_folder.setdefault(Path(path).parent, set()).add(Path(path).name)
-    for folder, names in by_folder.items():
-        for file in folder.iterdir() if folder.is_dir() else ():
-            name, partial, _ = file.name.removeprefix(".").partition(files.PARTIAL)
-            if partial and name in names:
-                file.unlink(missing_ok=True)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

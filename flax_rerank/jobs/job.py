@@ -33,11 +33,11 @@ class Job:
     model: str
     load: Callable[[], AbsReranker]
     settings: Mapping[str, Any]
-    adapter: str | None = None
-    cache_dir: str | None = None
-    shard_rows: int = 10_000
-    strict: bool = False
-    warmup: bool = False
+    adapter: str | None
+    cache_dir: str | None
+    shard_rows: int
+    strict: bool
+    warmup: bool
 
     @property
     def files(self) -> JobFolder:

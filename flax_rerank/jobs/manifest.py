@@ -21,7 +21,8 @@ from flax_rerank.rerankers import AbsReranker
 from flax_rerank.sharding import DATA
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+KNOWN_WITH_THE_RERANKER = ("dtype", "platform", "mesh")
 CHECKPOINT_FILES = (
     *CONFIG_FILES,
     *TOKENIZER_FILES,
@@ -38,7 +39,7 @@ Description = Mapping[str, Any]
 
 
 def describe(job: Job, shards: Sequence[Shard], weights: str) -> Description:
-    """All that the output of a job depends on, but for what is known only with the reranker (see `begin`)."""
+    """All that the output of a job depends on, except what is known only with the reranker (see `begin`)."""
     return {
         "format": "flax-rerank job",
         "format_version": FORMAT_VERSION,
@@ -66,45 +67,48 @@ def checkpoint_digest(model: str, adapter: str | None, cache_dir: str | None) ->
 
 
 def check(job: Job, description: Description) -> Mapping[str, Any] | None:
-    """The manifest in the job's folder; None if there is none yet.
+    """The manifest in the job's folder; None if it has none yet.
 
     Raises:
-        ValueError: it is another job's, or the folder holds something else. Names all that differs.
+        ValueError: the manifest is that of another job, or the folder holds something else. Names all that differs.
     """
     there = read_json(job.files.manifest)
     if there is None:
-        strangers = files.names(job.folder)
+        strangers = list(files.sizes(job.folder))
         if strangers:
-            raise ValueError(
-                f"{job.folder} has no job in it but {', '.join(strangers[:3])}: give an output that is new"
-            )
+            raise ValueError(f"{job.folder} holds no job, but {', '.join(strangers[:3])}: give a new output")
         return None
     different = differences(there, description)
     if different:
         raise ValueError(
-            f"{job.folder} holds another job: {'; '.join(different)}. Give another output, or --overwrite to "
-            "start anew"
+            f"{job.folder} holds another job: {'; '.join(different)}. Give another output, or overwrite to start anew"
         )
     return there
 
 
 def begin(job: Job, description: Description, shards: Sequence[Shard], reranker: AbsReranker) -> Table:
-    """The table of shapes of a job; where the job has no manifest yet, this writes it.
+    """The table of shapes of a job. If the job has no manifest yet, writes it.
 
     Raises:
-        ValueError: as `check`; or the reranker has another dtype than the job began with.
+        ValueError: as `check`; or the job began with another dtype, platform or mesh than the reranker has.
     """
-    description = {**description, "dtype": reranker.dtype.name}
+    mesh = reranker.mesh
+    description = {
+        **description,
+        "dtype": reranker.dtype.name,
+        "platform": mesh.devices.flat[0].platform,
+        "mesh": ",".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+    }
     there = check(job, description)
     if there is None:
         made = {**description, "table": fit_table(job, shards, reranker)}
+        # Two processes that both make one make the same: all that the table follows from is in the description.
         there = made if create_json(job.files.manifest, made) else check(job, description)
-    multiple = reranker.mesh.shape[DATA]  # of another mesh than the table was made for, perhaps
-    return tuple(Shape(-(-rows // multiple) * multiple, length) for rows, length in there["table"])
+    return tuple(Shape(rows, length) for rows, length in there["table"])
 
 
 def fit_table(job: Job, shards: Sequence[Shard], reranker: AbsReranker) -> Table:
-    """The shapes that suit the first shard, and some above these for longer pairs in the others.
+    """The shapes that suit the first shard, and some above these for longer pairs in other shards.
 
     Raises:
         ValueError: no row of the whole input can be scored; names the first.
@@ -121,7 +125,7 @@ def fit_table(job: Job, shards: Sequence[Shard], reranker: AbsReranker) -> Table
         if first is None and faults:
             first = f"{shard.file}:{min(faults)}: {faults[min(faults)]}"
     else:
-        raise ValueError(f"no row of the input can be scored; {first or 'there is none'}")
+        raise ValueError(f"no row of the input can be scored; {first or 'it has no rows'}")
     table = list(prepared.table)
     multiple, limit = reranker.mesh.shape[DATA], prepared.call.template.max_tokens
     while table[-1].length < limit:
@@ -131,18 +135,16 @@ def fit_table(job: Job, shards: Sequence[Shard], reranker: AbsReranker) -> Table
 
 
 def differences(there: Mapping[str, Any], here: Description) -> list[str]:
-    """What one job has and another has not, each as "name is value there and value here"."""
+    """What differs between two jobs, each as "name is value there and value here"."""
     there, here = (
         {**{name: value for name, value in side.items() if name != "settings"}, **side.get("settings", {})}
         for side in (there, here)
     )
-    names = [name for name in {**there, **here} if name not in ("table", "dtype")]
-    if "dtype" in here:
-        names.append("dtype")
+    unknown = {"table", *KNOWN_WITH_THE_RERANKER} - set(here)
     return [
         f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} here"
-        for name in names
-        if there.get(name) != here.get(name)
+        for name in {**there, **here}
+        if name not in unknown and there.get(name) != here.get(name)
     ]
 
 

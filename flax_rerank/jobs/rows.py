@@ -83,7 +83,7 @@ class Format(Protocol):
         ...
 
     def write(self, path: str, rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> None:
-        """Write one shard's rows with their scores (a float32 array [rows] for each field) to a new file."""
+        """Write one shard's rows with their scores (a float array [rows] for each field) to a new file."""
         ...
 
     def join(self, parts: Sequence[str], path: str) -> None:

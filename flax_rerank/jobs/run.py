@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ from flax_rerank.jobs.folder import DONE, PARTS, REJECTS, read_json, remove_tree
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.manifest import Description, check, describe, differences
 from flax_rerank.jobs.rows import Shard
-from flax_rerank.jobs.shards import Marker, finished
+from flax_rerank.jobs.shards import Marker
 from flax_rerank.jobs.stopping import StopSignals
 from flax_rerank.jobs.summary import Summary, summarize
 
@@ -26,9 +27,9 @@ class Engine(Protocol):
 
     def checkpoint_digest(self, job: Job) -> str: ...
 
-    def share(self, shards: Sequence[Shard]) -> Sequence[Shard]: ...
-
-    def run(self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals) -> None: ...
+    def run(
+        self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
+    ) -> Sequence[Marker]: ...
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ class Result(NamedTuple):
     """What a run of a job came to.
 
     Attributes:
-        complete: whether all shards of the job are finished; else other processes have some still.
-        summary: of all shards, or, while the job is not complete, of the finished ones of this process.
+        complete: whether all shards of the job are finished; if not, other processes still work on theirs.
+        summary: of all shards; while the job is not complete, of those that this process has just scored.
+            None in a process that writes nothing, since another one writes for it.
     """
 
     complete: bool
-    summary: Summary
+    summary: Summary | None
 
 
 def run_job(job: Job, engine: Engine, *, file: OneFile | None = None, overwrite: bool = False) -> Result:
@@ -69,14 +71,14 @@ def run_job(job: Job, engine: Engine, *, file: OneFile | None = None, overwrite:
         job: the job; its folder is `file.folder` where there is a `file`.
         engine: what runs its shards.
         file: put all parts together in this file, and remove the job's folder.
-        overwrite: start anew, even if there is an output or another job.
+        overwrite: start anew, even if the output or another job exists.
 
     Raises:
         ValueError: the folder has another job in it; an input that is wrong as a whole; several processes for one
             file, or to start anew; in a strict job, a row that cannot be scored.
-        FileExistsError: the file is there already.
+        FileExistsError: the file exists already.
         FloatingPointError: no score of a shard is finite.
-        SystemExit: told to stop by a signal, with 143 or 130. What was finished stays.
+        SystemExit: a signal to stop came; the code is 143 or 130. What was finished stays.
     """
     if engine.count > 1 and not engine.lock_step:
         if file is not None:
@@ -98,20 +100,25 @@ def run_job(job: Job, engine: Engine, *, file: OneFile | None = None, overwrite:
                     return Result(True, there)
                 if files.exists(file.path) and not files.exists(job.files.manifest):
                     whose = _of_another_job(file, description)
-                    raise FileExistsError(f"{file.path} exists{whose}; pass --overwrite to replace it")
+                    raise FileExistsError(
+                        f"{file.path} exists{whose}. Give another output, or overwrite to start anew"
+                    )
             check(job, description)
-        engine.run(job, description, shards, signals)
+        written = engine.run(job, description, shards, signals)
         if not engine.writes:
-            return Result(False, summarize([]))
-        markers = list(finished(job, shards))
-        if None in markers:
-            mine = [markers[shard.index] for shard in engine.share(shards)]
-            return Result(False, summarize(marker for marker in mine if marker is not None))
-        summary = {**summarize(markers), "job": description}
-        if file is None:
-            write_json(job.files.summary, summary)
-        else:
-            summary = join(job, file, shards, markers, summary)
+            return Result(False, None)
+        finished = job.files.finished()
+        if len(finished) < len(shards):
+            return Result(False, summarize(written))
+        summary = None if written or file is not None else read_json(job.files.summary)
+        if summary is None:
+            with ThreadPoolExecutor(16) as pool:  # each is a request, if the folder is not on disk
+                markers = list(pool.map(read_json, [finished[shard.index] for shard in shards]))
+            summary = {**summarize(markers), "job": description}
+            if file is None:
+                write_json(job.files.summary, summary)
+            else:
+                summary = join(job, file, shards, markers, summary)
         return Result(True, summary)
 
 

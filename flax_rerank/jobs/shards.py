@@ -1,15 +1,15 @@
 """From a shard of the input to its files in the job's folder: read, score, write. Every engine does these three."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flax_rerank.batching import Table
 from flax_rerank.jobs import files
-from flax_rerank.jobs.folder import read_json, write_json, write_rejects
+from flax_rerank.jobs.folder import write_json, write_rejects
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.rows import Reject, Row, Shard
 from flax_rerank.rerankers import AbsReranker, Prepared, RerankOutput
@@ -134,10 +134,9 @@ class ShardScorer:
             "shard": index,
             "rows": len(scored.rows),
             "rejects": len(scored.rejects),
-            "bytes": files.size(folder.part(index)),
             **scored.counts,
         }
-        write_json(folder.marker(index), marker)
+        write_json(folder.marker(index, files.size(folder.part(index))), marker)
         return marker
 
     def _refuse(self, rejects: Sequence[Reject]) -> None:
@@ -150,21 +149,6 @@ def columns_of(output: RerankOutput) -> dict[str, np.ndarray]:
     """Scores by the name of their field: "score", or "score_8", "score_16", ... for several cutoff layers."""
     by_layer = output.scores if isinstance(output.scores, dict) else {None: output.scores}
     return {"score" if len(by_layer) == 1 else f"score_{layer}": scores for layer, scores in by_layer.items()}
-
-
-def finished(job: Job, shards: Sequence[Shard]) -> Iterator[Marker | None]:
-    """For each shard its marker, or None where the shard is not finished: no marker, or no part of its size."""
-    names = set(job.files.markers())
-
-    def marker_of(shard: Shard) -> Marker | None:
-        path, part = job.files.marker(shard.index), job.files.part(shard.index)
-        if path.rpartition("/")[2] not in names:
-            return None
-        marker = read_json(path)
-        return marker if files.exists(part) and files.size(part) == marker["bytes"] else None
-
-    with ThreadPoolExecutor(16) as pool:  # each is a few requests, where the folder is not on disk
-        yield from pool.map(marker_of, shards)
 
 
 def _reject(shard: Shard, row: Row, reason: str) -> Reject:

@@ -16,7 +16,7 @@ from flax_rerank.rerankers.base import plan
 from flax_rerank.rerankers.call import Call, resolve
 from flax_rerank.rerankers.prepared import Prepared
 from flax_rerank.scoring import Scorer, Static
-from flax_rerank.sharding import ShardingRules, make_mesh, parameter_shardings
+from flax_rerank.sharding import make_mesh, parameter_shardings
 from flax_rerank.spec import Spec
 from flax_rerank.text.pairs import TokenizedPairs
 
@@ -26,13 +26,11 @@ class AbstractScorer:
     """What scoring with a spec runs on a mesh.
 
     Attributes:
-        rules: which axes of the parameters are split.
         params: the shape, dtype and sharding of each parameter, by its dotted path.
         platform: of the devices that `scorer.mesh` stands for.
     """
 
     spec: Spec
-    rules: ShardingRules
     params: Mapping[str, jax.ShapeDtypeStruct]
     scorer: Scorer
     call: Call
@@ -60,28 +58,24 @@ class AbstractScorer:
         return plan(self.call, pairs, None, (), self.scorer.row_multiple, most)
 
 
-def abstract_scorer(
-    spec: Spec, topology: Topology, mesh: str | None = None, rules: ShardingRules | None = None
-) -> AbstractScorer:
+def abstract_scorer(spec: Spec, topology: Topology, mesh: str | None = None) -> AbstractScorer:
     """Put a spec on a mesh.
 
     Args:
         mesh: as "data=2,model=4"; by default all devices are on "data".
-        rules: which axes of the parameters are split; by default those of the spec's settings.
 
     Raises:
         MeshError: the mesh takes another number of devices than the topology has, or does not suit the model.
         ValueError: settings that do not fit the model.
     """
     settings, platform = spec.settings, topology.chip.platform
-    rules = settings.sharding_rules if rules is None else rules
     placed = make_mesh(topology.devices, mesh)
     dtypes = choose_dtype(settings.dtype, use_fp16=settings.use_fp16, use_bf16=settings.use_bf16, platform=platform)
     module = spec.module(dtypes)
-    shardings = parameter_shardings(module, placed, rules)
+    shardings = parameter_shardings(module, placed, settings.sharding_rules)
     params = {
         path: jax.ShapeDtypeStruct(shape, dtypes.stored, sharding=shardings[path])
         for path, shape in shapes_of(module).items()
     }
     scorer = Scorer(module, placed, dtypes)
-    return AbstractScorer(spec, rules, params, scorer, resolve(spec, settings), dtypes.computed, platform)
+    return AbstractScorer(spec, params, scorer, resolve(spec, settings), dtypes.computed, platform)

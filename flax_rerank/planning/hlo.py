@@ -16,7 +16,6 @@ HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)(\(.*)")
 NAME = re.compile(r"%([\w.\-]+)")
 ARRAY = re.compile(r"(\w+)\[([\d,<=\s]*)\](?:\{([^{}]*)\})?")
-CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"(?:branch_computations=\{[^}]*\}|(?:true|false)_computation=%[\w.\-]+)")
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 INDEX = re.compile(r"\bindex=(\d+)")
@@ -60,7 +59,7 @@ class Instruction:
 
     def calls(self, attribute: str) -> str:
         """The name of a computation that it calls."""
-        return next(name for key, name in CALLED.findall(self.attributes) if key == attribute)
+        return re.findall(rf"\b{attribute}=%([\w.\-]+)", self.attributes)[0]
 
     @property
     def branches(self) -> tuple[str, ...]:

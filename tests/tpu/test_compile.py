@@ -68,8 +68,8 @@ def test_it_fits_on_the_mesh_that_the_plan_picks(compiled):
 
 def test_no_weight_is_copied_or_cut_out_of_its_stack(compiled):
     replicated = any("vocabulary" in note for note in compiled.best.notes)
-    rules = ShardingRules(vocab=None) if replicated else ShardingRules()
-    scorer = abstract_scorer(find_spec(compiled.name), find_topology(compiled.topology), compiled.best.mesh, rules)
+    spec = find_spec(compiled.name, sharding_rules=ShardingRules(vocab=None) if replicated else ShardingRules())
+    scorer = abstract_scorer(spec, find_topology(compiled.topology), compiled.best.mesh)
     shards = [each.sharding.shard_shape(each.shape) for each in scorer.params.values()]
     stacks = [shape for shape in shards if len(shape) == 3]
     assert len(stacks) >= 6

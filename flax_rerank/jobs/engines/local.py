@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from flax_rerank.batching import Shape, Table
-from flax_rerank.jobs.folder import remove_partial_files
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.manifest import Description, begin, checkpoint_digest
 from flax_rerank.jobs.progress import Progress
 from flax_rerank.jobs.rows import Shard
-from flax_rerank.jobs.shards import Marker, ShardScorer, finished
+from flax_rerank.jobs.shards import Marker, ShardScorer
 from flax_rerank.jobs.stopping import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -45,29 +44,30 @@ class LocalEngine:
         """Whether this process writes what it scores."""
         return not self.lock_step or self.index == 0
 
-    def share(self, shards: Sequence[Shard]) -> Sequence[Shard]:
-        """The shards of this process."""
-        return shards if self.lock_step else shards[self.index :: self.count]
-
     def checkpoint_digest(self, job: Job) -> str:
         """See `manifest.checkpoint_digest`."""
         return checkpoint_digest(job.model, job.adapter, job.cache_dir)
 
-    def run(self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals) -> None:
+    def run(
+        self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
+    ) -> Sequence[Marker]:
         """Score the shards of this process that are not finished.
 
         A signal to stop drops the shard on the devices; one that is scored is still written. In lock step the shard is
         finished first, since a process that left would let the others wait.
 
+        Returns:
+            The markers that this process wrote.
+
         Raises:
             ValueError: the job's folder has another job in it; in a strict job, a row that cannot be scored.
             FloatingPointError: no score of a shard is finite.
-            SystemExit: told to stop.
+            SystemExit: a signal to stop.
         """
-        mine = self.share(shards)
+        mine = shards if self.lock_step else shards[self.index :: self.count]
         todo = unfinished(job, mine) if self.writes else []
         if not todo and not self.lock_step:
-            return
+            return []
         start = time.perf_counter()
         reranker = job.load()
         load_seconds = time.perf_counter() - start
@@ -77,13 +77,22 @@ class LocalEngine:
             table, todo = _agree(table, todo, shards)
         scorer = ShardScorer(job, reranker, table, load_seconds)
         with Progress(sum(shard.rows for shard in todo), self.show_progress_bar and self.writes) as progress:
-            self._score(scorer, todo, signals, progress)
+            return self._score(scorer, todo, signals, progress)
 
-    def _score(self, scorer: ShardScorer, todo: Sequence[Shard], signals: StopSignals, progress: Progress) -> None:
+    def _score(
+        self, scorer: ShardScorer, todo: Sequence[Shard], signals: StopSignals, progress: Progress
+    ) -> Sequence[Marker]:
         """Three shards are in memory at a time: one that is read ahead, one on the devices, one that is written."""
         cancelled = threading.Event()
+        markers: list[Marker] = []
         written: Future[Marker] | None = None
         rows = 0
+
+        def wait_until_written() -> None:
+            if written is not None:
+                markers.append(written.result())
+                progress.add(rows, markers[-1])
+
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
             try:
                 ready = reader.submit(scorer.prepare, todo[0], cancelled.is_set) if todo else None
@@ -93,16 +102,15 @@ class LocalEngine:
                     if following is not None:
                         ready = reader.submit(scorer.prepare, following, cancelled.is_set)
                     scored = scorer.score(shard, progress.enabled)
-                    if written is not None:
-                        progress.add(rows, written.result())
+                    wait_until_written()
                     if self.writes:
                         written, rows = writer.submit(scorer.write, scored), shard.shard.rows
                     del shard, scored  # else they would live until the next ones are there
-                if written is not None:
-                    progress.add(rows, written.result())
+                wait_until_written()
                 self._stop_if_told(signals)
             finally:
                 cancelled.set()
+        return markers
 
     def _stop_if_told(self, signals: StopSignals) -> None:
         if self.lock_step:
@@ -114,13 +122,12 @@ class LocalEngine:
 
 
 def unfinished(job: Job, shards: Sequence[Shard]) -> list[Shard]:
-    """Those of these shards that are to be scored still, without what a killed process left of them."""
-    markers = finished(job, shards)
-    todo = [shard for shard, marker in zip(shards, markers, strict=True) if marker is None]
+    """Those of these shards that are not finished. Deletes what a killed process left of them."""
+    finished = job.files.finished()
+    todo = [shard for shard in shards if shard.index not in finished]
     if len(todo) < len(shards):
         logger.info("%d of %d shards are finished already", len(shards) - len(todo), len(shards))
-    at = job.files
-    remove_partial_files(path(shard.index) for shard in todo for path in (at.part, at.rejects, at.marker))
+    job.files.remove_partial_files(shard.index for shard in todo)
     return todo
 
 

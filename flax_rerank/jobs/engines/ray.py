@@ -12,7 +12,7 @@ from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.manifest import Description, begin, check, checkpoint_digest
 from flax_rerank.jobs.progress import Progress
 from flax_rerank.jobs.rows import Shard
-from flax_rerank.jobs.shards import ShardScorer
+from flax_rerank.jobs.shards import Marker, ShardScorer
 from flax_rerank.jobs.stopping import StopSignals
 
 T = TypeVar("T")
@@ -42,16 +42,17 @@ class RayEngine:
     lock_step = False
     writes = True
 
-    def share(self, shards: Sequence[Shard]) -> Sequence[Shard]:
-        """All shards."""
-        return shards
-
     def checkpoint_digest(self, job: Job) -> str:
         """See `manifest.checkpoint_digest`; taken on the cluster, where the model is."""
         return self._call(checkpoint_digest, job.model, job.adapter, job.cache_dir)
 
-    def run(self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals) -> None:
+    def run(
+        self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
+    ) -> Sequence[Marker]:
         """Score the shards that are not finished.
+
+        Returns:
+            No markers: the actors write them.
 
         Raises:
             As `LocalEngine.run`.
@@ -59,7 +60,7 @@ class RayEngine:
         """
         todo = unfinished(job, shards)
         if not todo:
-            return
+            return []
         ray = self._connect()
         signals.install()  # Ray took SIGTERM
         options = self._remote_arguments()
@@ -83,6 +84,7 @@ class RayEngine:
                     raise FAULTS[row["fault"]](row["message"])
                 progress.add(row["rows"], row)
                 signals.check()
+        return []
 
     def _connect(self) -> Any:
         try:

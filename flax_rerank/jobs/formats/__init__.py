@@ -17,23 +17,23 @@ SUFFIXES = {".jsonl": "jsonl", ".trec": "trec", ".run": "trec", ".txt": "trec"}
 
 
 def format_of(path: str, *, schema: "pa.Schema | None" = None, tag: str = TAG) -> Format:
-    """The format that a file is to have, by its suffix; "jsonl", "parquet" and "trec" alone will do too.
+    """The format that the name of a file says: JSON lines (.jsonl) or a TREC run (.trec, .run, .txt), compressed (.gz,
+    .zst) or not, or .parquet.
 
     Args:
-        path: JSON lines (.jsonl) or a TREC run (.trec, .run, .txt), with .gz, .zst or neither; or .parquet.
-        schema: for Parquet, that of the records, where the source has one (`ParquetSource.schema`).
+        path: the file.
+        schema: for Parquet, the schema of the records, where the source has one (`ParquetSource.schema`).
         tag: for a TREC run, its name.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: the name has another suffix.
     """
-    name = f".{path}"
-    if name.endswith(".parquet"):
+    if path.endswith(".parquet"):
         return ParquetFormat(schema)
     for compression in ("", *COMPRESSIONS):
         for stem, kind in SUFFIXES.items():
             suffix = stem + compression
-            if name.endswith(suffix):
+            if path.endswith(suffix):
                 return JsonlFormat(suffix) if kind == "jsonl" else TrecFormat(tag, suffix)
     known = ", ".join(SUFFIXES)
     raise ValueError(f"{path}: outputs are {known} (also with {' or '.join(COMPRESSIONS)}) or .parquet files")

@@ -20,9 +20,9 @@ class JsonlFormat:
         """See `Format`.
 
         Raises:
-            TypeError: a record holds what JSON has no type for, such as a date from a Parquet file.
+            TypeError: a record holds a value that JSON has no type for, such as a date from a Parquet file.
         """
-        columns = [values.astype(np.float64).tolist() for values in scores.values()]
+        columns = [values.tolist() for values in scores.values()]
         with files.open_output(path) as sink:
             for row, *values in zip(rows, *columns, strict=True):
                 record = {**row.record, **dict(zip(scores, values, strict=True))}

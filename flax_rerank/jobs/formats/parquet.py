@@ -18,11 +18,11 @@ COMPRESSION = "zstd"
 
 @dataclass(frozen=True)
 class ParquetFormat:
-    """A column for each field of the records, and a float32 column for each score. Needs pyarrow.
+    """A column for each field of the records, and one for each score, of its dtype. Needs pyarrow.
 
     Args:
-        schema: of the records. Without it, each part has the fields and types that its own records show (a field that
-            a record lacks is null there), and the joined file those that hold all parts.
+        schema: the schema of the records. Without it, each part has the fields and types of its own records (a field
+            that a record lacks is null), and the joined file has types that hold the values of all parts.
     """
 
     schema: "pa.Schema | None" = None
@@ -32,7 +32,7 @@ class ParquetFormat:
         """See `Format`.
 
         Raises:
-            ValueError: a field whose values make no column.
+            ValueError: the values of a field cannot be in one column.
         """
         try:
             import pyarrow as pa
@@ -44,7 +44,7 @@ class ParquetFormat:
             dict.fromkeys(name for row in rows for name in row.record) if self.schema is None else self.schema.names
         )
         columns = {name: _column(rows, name, self.schema) for name in fields if name not in scores}
-        table = pa.table(columns | {name: pa.array(values, pa.float32()) for name, values in scores.items()})
+        table = pa.table(columns | {name: pa.array(values) for name, values in scores.items()})
         with files.open_output(path) as sink:
             pq.write_table(table, sink, compression=COMPRESSION)
 
@@ -52,7 +52,7 @@ class ParquetFormat:
         """See `Format`.
 
         Raises:
-            ValueError: a field has types in two parts which do not go together.
+            ValueError: no type holds the values that a field has in two parts.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -76,4 +76,4 @@ def _column(rows: Sequence[Row], name: str, schema: "pa.Schema | None") -> "pa.A
     try:
         return pa.array([row.record.get(name) for row in rows], kind)
     except (pa.ArrowException, OverflowError, TypeError, UnicodeError) as error:
-        raise ValueError(f'the field "{name}" makes no column: {error}') from error
+        raise ValueError(f'the values of the field "{name}" cannot be in one column: {error}') from error

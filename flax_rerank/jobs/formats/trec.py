@@ -39,12 +39,12 @@ class TrecFormat:
             ValueError: more than one score, or a row without qid and docid.
         """
         if len(scores) != 1:
-            raise ValueError(f"a TREC run has one score, not {', '.join(scores) or 'none'}: give one cutoff layer")
+            raise ValueError(f"a TREC run has one score, not {', '.join(scores)}: give one cutoff layer")
         (values,) = scores.values()
         queries: dict[str, list[tuple[float, str]]] = {}
         for row, score in zip(rows, values.tolist(), strict=True):
             if "qid" not in row.record or "docid" not in row.record:
-                raise ValueError(f"row {row.number} has no qid and docid: a TREC run is made from one (--run)")
+                raise ValueError(f"row {row.number} has no qid and docid: a TREC run is made from a TREC run")
             queries.setdefault(row.record["qid"], []).append((score, row.record["docid"]))
         with files.open_output(path) as sink:
             for qid, passages in queries.items():

@@ -1,43 +1,66 @@
 """Reading on where the last shard ended, in files that cannot seek to a row."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from flax_rerank.jobs.rows import Shard
 
 T = TypeVar("T")
 
 
-class Cursors(Generic[T]):
-    """One iterator over the rows of each file, kept after a shard for the next one behind it.
+class Cursor(NamedTuple, Generic[T]):
+    """An open file: the number of the row that comes next, and the rows from there on."""
 
-    Without it, each shard of a compressed file would decompress all that comes before. Pickled, it is empty.
+    file: str
+    number: int
+    rows: Generator[T]
+
+
+class Cursors(Generic[T]):
+    """Keeps the file of the last shard open for the next one. Pickled, it is empty.
+
+    Without it, each shard of a compressed file would decompress all that comes before.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[int, Iterator[T]]] = {}
+        self._kept: deque[Cursor[T]] = deque()  # one at most; shared by the threads that read
 
     def __reduce__(self) -> tuple[type["Cursors[T]"], tuple[()]]:
         return type(self), ()
 
-    def take(self, shard: Shard, start: Callable[[], tuple[int, Iterator[T]]]) -> Iterator[T]:
+    def take(self, shard: Shard, start: Callable[[], tuple[int, Generator[T]]]) -> Iterator[T]:
         """The rows of a shard.
 
         Args:
-            shard: which.
-            start: opens the file: the number of the first row that comes, and the rows from there on.
+            shard: the shard.
+            start: opens its file: the number of the first row that comes, and the rows from there on.
 
         Raises:
             ValueError: as `take_all`.
         """
-        number, rows = self._kept.pop(shard.file, (shard.first + 1, iter(())))
-        if number > shard.first:
-            number, rows = start()
-        for _ in islice(rows, shard.first - number):
-            pass
-        yield from take_all(shard, rows)
-        self._kept[shard.file] = shard.first + shard.rows, rows
+        cursor = self._next()
+        if cursor is None or cursor.file != shard.file or cursor.number > shard.first:
+            if cursor is not None:
+                cursor.rows.close()
+            cursor = Cursor(shard.file, *start())
+        try:
+            for _ in islice(cursor.rows, shard.first - cursor.number):
+                pass
+            yield from take_all(shard, cursor.rows)
+        except BaseException:
+            cursor.rows.close()
+            raise
+        while (other := self._next()) is not None:
+            other.rows.close()
+        self._kept.append(cursor._replace(number=shard.first + shard.rows))
+
+    def _next(self) -> Cursor[T] | None:
+        try:
+            return self._kept.pop()
+        except IndexError:
+            return None
 
 
 def take_all(shard: Shard, rows: Iterator[T]) -> Iterator[T]:

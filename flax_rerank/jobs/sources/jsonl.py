@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
@@ -122,7 +122,7 @@ def cut_lines(stream: BinaryIO, rows: int) -> Cut:
     return Cut(newlines + (last != b"\n"), offsets, blank, digest.hexdigest())
 
 
-def lines_of(file: str) -> Iterator[bytes]:
+def lines_of(file: str) -> Generator[bytes]:
     """The lines of a file, decompressed."""
     with files.open_input(file) as stream:
         yield from stream

@@ -1,7 +1,7 @@
 """Parquet: one pair a row, with the columns for query and passage and whatever others."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -147,12 +147,12 @@ def group_starts(table: "pq.ParquetFile") -> list[int]:
     return list(accumulate(counts, initial=0))
 
 
-def records_from(file: str, group: int) -> tuple[int, Iterator[dict[str, Any] | UnicodeDecodeError]]:
+def records_from(file: str, group: int) -> tuple[int, Generator[dict[str, Any] | UnicodeDecodeError]]:
     """The number of a row group's first row, and the records from there to the end of the file."""
     with open_parquet(file) as table:
         first = group_starts(table)[group] + 1
 
-    def records() -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    def records() -> Generator[dict[str, Any] | UnicodeDecodeError]:
         with open_parquet(file) as table:
             groups = range(group, table.num_row_groups)
             for batch in table.iter_batches(BATCH_ROWS, row_groups=groups):

@@ -43,7 +43,7 @@ def beir_files(folder: str) -> tuple[str, str]:
     Raises:
         FileNotFoundError: one is not there.
     """
-    found = files.names(folder)
+    found = files.sizes(folder)
     for name in ("queries.jsonl", "corpus.jsonl"):
         if name not in found:
             raise FileNotFoundError(f"no {name} in {folder}: a BEIR folder has queries.jsonl and corpus.jsonl")

@@ -31,7 +31,7 @@ class FakeReranker:
     def __init__(self, on_run=lambda pairs: None):
         self.mesh = make_mesh(jax.devices()[:1])
         self.on_run = on_run
-        self.tables = []
+        self.tables, self.warm = [], []
 
     def prepare(self, pairs, *, table=None, skip_faulty):
         assert skip_faulty
@@ -46,14 +46,14 @@ class FakeReranker:
     def run(self, prepared, *, show_progress_bar):
         assert not show_progress_bar
         self.on_run(prepared.pairs)
-        scores = np.asarray([len(query) + len(passage) / 7 for query, passage in prepared.pairs], np.float32)
+        scores = np.asarray([len(query) + len(passage) / 7 for query, passage in prepared.pairs])
         scores[["nan" in passage for _, passage in prepared.pairs]] = np.nan
         scores[list(prepared.faults)] = np.nan
         count = len(scores)
         return RerankOutput(scores, np.full(count, 5, np.int32), np.ones(count, bool), 2, (Shape(8, 16),), 128, 9)
 
     def warmup(self, prepared):
-        assert prepared.table
+        self.warm.append(prepared.table)
         return 1.5
 
 
@@ -91,7 +91,11 @@ def make_job(tmp_path):
             model=str(model),
             load=lambda: FakeReranker(on_run),
             settings={"max_length": 64},
+            adapter=None,
+            cache_dir=None,
             shard_rows=shard_rows,
+            strict=False,
+            warmup=False,
         )
         return FakeJob(job, file)
 

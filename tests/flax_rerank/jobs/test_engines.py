@@ -18,6 +18,7 @@ from flax_rerank.jobs.engines.ray import RayEngine
 from flax_rerank.jobs.run import run_job
 
 SCRIPT = CASES.parents[1] / "scripts" / "score.py"
+WORKER = Path(__file__).with_name("two_processes.py")
 PAIRS = load_case("encoder-bert").pairs
 SCORED = [i for i, (_, passage) in enumerate(PAIRS) if passage]  # and one is rejected
 SHARD_ROWS, SHARDS = 2, 6
@@ -37,44 +38,50 @@ def options(folder, output):
     return ["--model", str(model), "--input", str(source), "--output", str(folder / output), *job]
 
 
-def start(arguments):
+def start(script, *arguments):
     # Each has one device, whatever this process has.
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
     }
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments], env=environment, stderr=subprocess.PIPE, text=True
-    )
-
-
-def start_two(arguments):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    place = ["--distributed", "--coordinator", coordinator, "--num-processes", "2", "--process-id"]
-    return [start([*arguments, *place, str(index)]) for index in range(2)]
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """The folder with what one process wrote ("alone"), two ("shared"), and two that share the model ("spanned")."""
+    """A folder with what one process wrote ("alone"), two ("shared"), and two that share the model ("spanned").
+
+    In the end, the two share the model for a job that fails in the first one: `messages.json` has what each said.
+    """
     folder = tmp_path_factory.mktemp("engines")
     write_pairs(folder / "pairs.jsonl")
-    processes = [
-        start(options(folder, "alone")),
-        *start_two(options(folder, "shared")),
-        *start_two([*options(folder, "spanned.jsonl"), "--mesh", "data=1,model=2"]),
+    lines = (folder / "pairs.jsonl").read_text().splitlines()
+    sound = [lines[i] for i in SCORED]
+    (folder / "pairs1.jsonl").write_text("\n".join(sound))
+    (folder / "pairs0.jsonl").write_text("\n".join([*sound[:4], "no JSON", *sound[5:]]))
+    job = {"model": str(CASES / "encoder-bert"), "shard_rows": SHARD_ROWS, "input": str(folder / "pairs.jsonl")}
+    over_both = job | {"mesh": "data=1,model=2"}
+    failing = {"input": str(folder / "pairs{process}.jsonl"), "strict": True}
+    jobs = [
+        job | {"output": str(folder / "shared")},
+        over_both | {"output": str(folder / "spanned.jsonl")},
+        over_both | failing | {"output": str(folder / "failed.jsonl")},
     ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [start(WORKER, coordinator, str(index), json.dumps(jobs)) for index in range(2)]
     try:
+        assert main(["score", *options(folder, "alone"), "--devices", "cpu:0"]) == 0
         messages = [process.communicate(timeout=120)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    for process, message in zip(processes, messages, strict=True):
-        assert process.returncode == 0, message
+    assert [process.returncode for process in processes] == [1, 1], messages
+    (folder / "messages.json").write_text(json.dumps(messages))
     return folder
 
 
@@ -101,7 +108,7 @@ def test_two_processes_write_what_one_writes(outputs):
     assert shared == alone
     assert [row["id"] for row in rows_of(outputs / "shared")] == SCORED
     # Each process puts what it took to load into the first shard that it scores.
-    markers = [json.loads((outputs / f"shared/done/part-0000{shard}.json").read_text()) for shard in range(SHARDS)]
+    markers = [json.loads(path.read_text()) for path in sorted((outputs / "shared" / "done").iterdir())]
     assert [marker["shard"] for marker in markers if marker["seconds"]["load"] > 0] == [0, 1]
     summary = json.loads((outputs / "shared" / "summary.json").read_text())
     assert (summary["rows"], summary["rejects"], summary["devices"]) == (len(SCORED), 1, ["1 x cpu"])
@@ -118,11 +125,19 @@ def test_a_model_over_two_processes_scores_the_same(outputs):
     assert (outputs / "spanned.jsonl.rejects.jsonl").read_bytes() == rejected.read_bytes()
 
 
+def test_all_processes_of_a_mesh_end_with_the_reason_of_the_one_that_failed(outputs):
+    failed, other = json.loads((outputs / "messages.json").read_text())
+    reason = f"ValueError: {outputs}/pairs0.jsonl:5: no JSON"
+    assert reason in failed
+    assert f"flax-rerank: process 0 failed: {reason}" in other
+    assert not (outputs / "failed.jsonl").exists()
+
+
 def test_a_process_that_is_killed_or_told_to_stop_can_be_started_again(tmp_path):
-    write_pairs(tmp_path / "pairs.jsonl", times=60)
+    write_pairs(tmp_path / "pairs.jsonl", times=30)
     for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         before = len(list(tmp_path.glob("stopped/done/*")))
-        process = start(options(tmp_path, "stopped"))
+        process = start(SCRIPT, *options(tmp_path, "stopped"))
         try:
             while process.poll() is None and len(list(tmp_path.glob("stopped/done/*"))) < before + 3:
                 time.sleep(0.01)
@@ -135,7 +150,7 @@ def test_a_process_that_is_killed_or_told_to_stop_can_be_started_again(tmp_path)
     for output in ("stopped", "undisturbed"):
         assert main(["score", *options(tmp_path, output), "--devices", "cpu:0"]) == 0
     assert bytes_of(tmp_path / "stopped") == bytes_of(tmp_path / "undisturbed")
-    assert len(rows_of(tmp_path / "stopped")) == 60 * len(SCORED)
+    assert len(rows_of(tmp_path / "stopped")) == 30 * len(SCORED)
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ def test_what_is_written_is_read(folder, suffix):
     path = f"{folder}/x.txt{suffix}"
     with files.open_output(path) as sink:
         sink.write(b"a line\n" * 1000)
-        assert files.names(folder) == []
+        assert files.sizes(folder) == {}
     with files.open_input(path) as source:
         assert list(source) == [b"a line\n"] * 1000
-    assert files.names(folder) == [f"x.txt{suffix}"]
+    assert files.sizes(folder) == {f"x.txt{suffix}": files.size(path)}
     assert (files.size(path) < 1000) == bool(suffix)
 
 
@@ -44,7 +44,7 @@ def test_an_exception_leaves_the_file_as_it_was(folder, suffix):
         fail()
     with files.open_input(path) as source:
         assert source.read() == b"old"
-    assert files.names(folder) == [f"x.txt{suffix}"]
+    assert files.sizes(folder) == {f"x.txt{suffix}": files.size(path)}
     if "memory" not in folder:
         assert os.listdir(folder) == [f"x.txt{suffix}"]  # no partial file
 
@@ -94,7 +94,7 @@ def test_missing_files_and_folders_are_named(folder):
         pass
     with pytest.raises(IsADirectoryError, match=r"x\.txt"):
         files.open_input(f"{folder}/x.txt")
-    assert files.names(f"{folder}/missing") == []
+    assert files.sizes(f"{folder}/missing") == {}
 
 
 def test_a_local_folder_is_not_replaced(tmp_path):

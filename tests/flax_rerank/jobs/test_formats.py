@@ -97,7 +97,7 @@ def test_parquet_names_fields_that_make_no_column(tmp_path):
     output = ParquetFormat()
     first, second = str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")
     for values in ([1, "one"], ["\ud800"], [2**70]):
-        with pytest.raises(ValueError, match='the field "a" makes no column'):
+        with pytest.raises(ValueError, match='the values of the field "a" cannot be in one column'):
             output.write(first, [row(1, a=value) for value in values], scores(*range(len(values))))
     output.write(first, [row(1, a=1)], scores(1))
     output.write(second, [row(1, a="one")], scores(1))
@@ -143,13 +143,11 @@ def test_trec_needs_one_score_and_ids(tmp_path):
     ("name", "expected"),
     [
         ("a/b.jsonl", JsonlFormat()),
-        ("jsonl", JsonlFormat()),
         ("gs://b/c.jsonl.zst", JsonlFormat(".jsonl.zst")),
         ("b.parquet", ParquetFormat()),
-        ("parquet", ParquetFormat()),
         ("b.txt.gz", TrecFormat(suffix=".txt.gz")),
         ("b.run", TrecFormat(suffix=".run")),
-        ("trec", TrecFormat()),
+        (".trec", TrecFormat()),
     ],
 )
 def test_the_suffix_says_what_an_output_is(name, expected):
@@ -160,5 +158,23 @@ def test_settings_of_formats():
     schema = pa.schema({"id": pa.int8()})
     assert format_of("a.parquet", schema=schema) == ParquetFormat(schema)
     assert format_of("a.trec", tag="mine") == TrecFormat("mine")
-    with pytest.raises(ValueError, match=r"a\.csv: outputs are \.jsonl, \.trec, \.run, \.txt .* or \.parquet"):
-        format_of("a.csv")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "jsonl", "parquet", "trec", "runs/run", "txt"])
+def test_other_names_say_no_format(name):
+    with pytest.raises(ValueError, match=rf"^{name}: outputs are \.jsonl, \.trec, \.run, \.txt .* or \.parquet"):
+        format_of(name)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".trec"])
+def test_sigmoids_near_one_stay_apart(tmp_path, suffix):
+    near = 1 / (1 + np.exp(-np.array([19.0, 19.5, 20.0, 20.5])))
+    assert len(set(near.astype(np.float32))) == 1
+    path, output = str(tmp_path / f"a{suffix}"), format_of(suffix)
+    output.write(path, [candidate("q", f"d{n}") for n in range(4)], {"score": near})
+    if suffix == ".parquet":
+        written = pq.read_table(path)["score"].to_pylist()
+    else:
+        lines = (tmp_path / f"a{suffix}").read_text().splitlines()
+        written = [json.loads(line)["score"] if suffix == ".jsonl" else float(line.split()[4]) for line in lines]
+    assert (written[::-1] if suffix == ".trec" else written) == near.tolist()

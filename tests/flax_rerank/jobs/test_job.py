@@ -1,19 +1,23 @@
 """Jobs: what they write, what they refuse, and that they can be stopped anywhere."""
 
+import errno
 import json
 import os
 import signal
 import threading
 from pathlib import Path
 
+import jax
 import pytest
 
 from flax_rerank.batching import Shape
+from flax_rerank.jobs import files
 from flax_rerank.jobs.engines.local import LocalEngine
 from flax_rerank.jobs.folder import create_json, read_json
 from flax_rerank.jobs.rows import Shard
 from flax_rerank.jobs.run import run_job
 from flax_rerank.jobs.sources import JsonlSource
+from flax_rerank.sharding import make_mesh
 
 PASSAGES = [f"passage {'x' * n}" for n in range(8)]
 
@@ -44,8 +48,13 @@ def test_a_job_writes_every_row_once_in_order(make_job):
     assert set(result.summary["versions"]) == {"flax-rerank", "jax", "jaxlib", "flax"}
 
 
-def test_warmup_is_counted_once(make_job):
-    assert run(make_job(PASSAGES).but(warmup=True)).summary["seconds"]["warmup"] == 1.5
+def test_warmup_compiles_the_whole_table_once(make_job):
+    rerankers = []
+    fake = make_job(PASSAGES, name="folder").but(warmup=True)
+    load = fake.job.load
+    result = run(fake.but(load=lambda: rerankers.append(load()) or rerankers[0]))
+    assert result.summary["seconds"]["warmup"] == 1.5
+    assert [list(map(list, table)) for table in rerankers[0].warm] == [read_json(fake.job.files.manifest)["table"]]
 
 
 def test_rows_that_cannot_be_scored_go_to_the_rejects(make_job):
@@ -69,7 +78,7 @@ def test_a_strict_job_stops_at_the_first_such_row(make_job, bad, reason):
     with pytest.raises(ValueError, match=f"pairs.jsonl:5: {reason}"):
         run(fake)
     assert not Path(fake.file.path).exists()
-    assert fake.job.files.markers() == ["part-00000.json"]
+    assert list(fake.job.files.finished()) == [0]
 
 
 def test_no_finite_score_at_all_is_no_fault_of_the_rows(make_job):
@@ -99,7 +108,7 @@ def test_a_second_start_does_only_what_is_missing(make_job):
     fake = make_job(PASSAGES, name="folder", on_run=lambda pairs: scored.append(len(pairs)))
     run(fake)
     before = {name: (Path(fake.job.folder) / name).read_bytes() for name in files_of(fake.job.folder)}
-    Path(fake.job.files.marker(0)).unlink()
+    Path(fake.job.files.finished()[0]).unlink()
     Path(fake.job.files.part(2)).write_bytes(b"torn")
     scored.clear()
     assert run(fake).summary["rows"] == 8
@@ -120,7 +129,7 @@ def test_a_finished_file_is_finished(make_job, caplog):
     assert "scores.jsonl is complete already" in caplog.text
     with open(fake.file.path, "a", encoding="utf-8") as file:
         file.write("more")
-    with pytest.raises(FileExistsError, match="--overwrite"):
+    with pytest.raises(FileExistsError, match=r"scores\.jsonl exists\. Give another output"):
         run(fake)
     run(fake, overwrite=True)
     assert [row["passage"] for row in fake.rows()] == PASSAGES
@@ -129,7 +138,9 @@ def test_a_finished_file_is_finished(make_job, caplog):
 def test_another_job_does_not_mix(make_job, tmp_path):
     fake = make_job(PASSAGES, name="folder")
     run(fake)
-    with pytest.raises(ValueError, match=r"holds another job: max_length is 64 there and 128 here.*--overwrite"):
+    with pytest.raises(
+        ValueError, match=r"holds another job: max_length is 64 there and 128 here.*overwrite to start anew"
+    ):
         run(fake.but(settings={"max_length": 128}))
     with pytest.raises(ValueError, match="shards is 3 there and 2 here; shard_rows is 3 there and 5 here"):
         run(fake.but(shard_rows=5))
@@ -143,21 +154,43 @@ def test_another_job_does_not_mix(make_job, tmp_path):
     assert read_json(fake.job.files.manifest)["settings"] == {"max_length": 128}
 
 
-def test_another_dtype_does_not_mix(make_job, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "there", "here"),
+    [("dtype", "bfloat16", "float32"), ("platform", "tpu", "cpu"), ("mesh", "data=4,model=2", "data=1,model=1")],
+)
+def test_another_reranker_does_not_mix(make_job, name, there, here):
     fake = make_job(PASSAGES, name="folder")
     run(fake)
-    Path(fake.job.files.marker(0)).unlink()
+    Path(fake.job.files.finished()[0]).unlink()
     manifest = read_json(fake.job.files.manifest)
-    Path(fake.job.files.manifest).write_text(json.dumps(manifest | {"dtype": "bfloat16"}))
-    with pytest.raises(ValueError, match='dtype is "bfloat16" there and "float32" here'):
+    assert manifest[name] == here
+    Path(fake.job.files.manifest).write_text(json.dumps(manifest | {name: there}))
+    with pytest.raises(ValueError, match=f'{name} is "{there}" there and "{here}" here'):
         run(fake)
+
+
+def test_a_job_does_not_go_on_with_another_mesh(make_job):
+    fake = make_job(PASSAGES, name="folder")
+    run(fake)
+    before = files_of(fake.job.folder)
+    Path(fake.job.files.finished()[1]).unlink()
+
+    def load():
+        reranker = fake.job.load()
+        reranker.mesh = make_mesh(jax.devices()[:2])
+        return reranker
+
+    with pytest.raises(ValueError, match='mesh is "data=1,model=1" there and "data=2,model=1" here'):
+        run(fake.but(load=load))
+    assert run(fake).complete
+    assert files_of(fake.job.folder) == before
 
 
 def test_a_folder_of_something_else_is_left_alone(make_job, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("precious")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"no job in it but thesis\.tex"):
+        with pytest.raises(ValueError, match=r"holds no job, but thesis\.tex"):
             run(make_job(PASSAGES, name="folder"), overwrite=overwrite)
     assert files_of(tmp_path / "folder") == ["thesis.tex"]
 
@@ -189,6 +222,35 @@ def test_of_many_processes_one_makes_the_manifest(tmp_path):
     assert files_of(tmp_path) == ["job.json"]
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.ENOTSUP])
+def test_a_disk_may_have_no_hard_links(make_job, monkeypatch, number):
+    def no_link(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", no_link)
+    fake = make_job(PASSAGES, name="folder")
+    assert run(fake).complete
+    assert create_json(fake.job.files.manifest, {}) is False
+    assert read_json(fake.job.files.manifest)["settings"] == {"max_length": 64}
+    assert [name for name in files_of(fake.job.folder) if "partial" in name] == []
+
+
+def test_listings_alone_tell_what_is_finished(make_job, monkeypatch):
+    opened, listed = [], []
+    monkeypatch.setattr(files, "open_raw", lambda path, real=files.open_raw: (opened.append(path), real(path))[1])
+    monkeypatch.setattr(files, "sizes", lambda path, real=files.sizes: (listed.append(path), real(path))[1])
+    fake = make_job(PASSAGES, name="shared", shard_rows=1)
+    assert not run(fake, LocalEngine(0, 2)).complete
+    assert [path for path in opened if "/done/" in path] == []
+    assert run(fake, LocalEngine(1, 2)).complete
+    assert len([path for path in opened if "/done/" in path]) == len(PASSAGES)  # once, for the summary
+    opened.clear()
+    listed.clear()
+    assert run(fake, LocalEngine(0, 2)).summary["rows"] == len(PASSAGES)
+    assert [path for path in opened if "/done/" in path] == []
+    assert len(listed) == 4  # parts and markers, at the start and at the end
+
+
 def test_a_job_in_a_folder_behind_a_url(make_job):
     import fsspec
 
@@ -197,8 +259,10 @@ def test_a_job_in_a_folder_behind_a_url(make_job):
     fake = make_job(["a", "bad", "c", "d"]).but(folder="memory://bucket/job")
     run_job(fake.job, LocalEngine(), overwrite=True)
     names = {path.removeprefix("/bucket/job/") for path in fsspec.filesystem("memory").find("/bucket/job")}
-    shards = {f"{kind}/part-0000{n}.{end}" for n in (0, 1) for kind, end in (("parts", "jsonl"), ("done", "json"))}
-    assert names == {"job.json", "summary.json", "rejects/part-00000.jsonl", *shards}
+    parts = {f"parts/part-0000{n}.jsonl": (120, 60)[n] for n in (0, 1)}
+    done = {f"done/part-0000{n}.{size}.json" for n, size in enumerate(parts.values())}
+    assert names == {"job.json", "summary.json", "rejects/part-00000.jsonl", *parts, *done}
+    assert {name: fsspec.filesystem("memory").size(f"/bucket/job/{name}") for name in parts} == parts
     assert create_json(fake.job.files.manifest, {}) is False
     assert run_job(fake.but(load=None).job, LocalEngine()).summary["rows"] == 3
 
@@ -266,7 +330,7 @@ def test_a_signal_drops_the_shard_on_the_devices(make_job, number, code):
         run(fake)
     assert stop.value.code == code
     assert signal.getsignal(number) is before
-    assert fake.job.files.markers() == ["part-00000.json"]
+    assert list(fake.job.files.finished()) == [0]
     assert not Path(fake.file.path).exists()
     run(fake)
     assert scored == [3, 3, 3, 2]
@@ -283,7 +347,7 @@ def test_a_signal_that_is_swallowed_is_obeyed_at_the_next_shard(make_job):
     fake = make_job(PASSAGES, on_run=swallows)
     with pytest.raises(SystemExit):
         run(fake)
-    assert fake.job.files.markers() == ["part-00000.json"]
+    assert list(fake.job.files.finished()) == [0]
 
 
 @pytest.mark.parametrize("place", ["read", "write"])
@@ -303,7 +367,7 @@ def test_three_shards_are_in_memory_at_a_time(make_job, monkeypatch):
     read = JsonlSource.read
 
     def counted(source, shard: Shard):
-        ahead.append(shard.index - len(fake.job.files.markers()))
+        ahead.append(shard.index - len(fake.job.files.finished()))
         return read(source, shard)
 
     monkeypatch.setattr(JsonlSource, "read", counted)

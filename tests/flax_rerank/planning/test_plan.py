@@ -36,7 +36,8 @@ def status(field):
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
 
 topology = find_topology("cpu:8")
-scorer = abstract_scorer(find_spec(sys.argv[1]), topology, "data=2,model=4", ShardingRules(vocab=None))
+spec = find_spec(sys.argv[1], sharding_rules=ShardingRules(vocab=None))
+scorer = abstract_scorer(spec, topology, "data=2,model=4")
 shape = Shape(1024, 32)
 step = plan_step(scorer, topology, shape, (scorer.call.readout, None))
 before = status("VmRSS")

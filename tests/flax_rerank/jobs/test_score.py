@@ -1,0 +1,103 @@
+"""Jobs from Python: `score_files`, and what its options mean."""
+
+import json
+from contextlib import ExitStack
+
+import jax
+import pytest
+from reference_cases import CASES, largest_difference, load_case
+
+from flax_rerank import FlaxAutoReranker, RerankerModelClass, ShardingRules
+from flax_rerank.jobs import JobOptions, score_files
+from flax_rerank.jobs.engines import LocalEngine, RayEngine, engine_of
+from flax_rerank.jobs.outputs import place_of
+from flax_rerank.jobs.run import OneFile
+
+BERT = CASES / "encoder-bert"
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A file of five pairs."""
+    sound = [pair for pair in load_case("encoder-bert").pairs if all(map(str.strip, pair))][:5]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"query": query, "passage": passage}) + "\n" for query, passage in sound))
+    return path
+
+
+def test_files_are_scored_as_pairs_are(tmp_path, pairs, reranker):
+    settings = {"max_length": 64, "normalize": True}
+    options = JobOptions(input=pairs, output=tmp_path / "scores.jsonl", shard_rows=3)
+    result = score_files(str(BERT), options, devices="cpu:0", **settings)
+    records = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    scores = [record.pop("score") for record in records]
+    assert [json.dumps(record) for record in records] == pairs.read_text().splitlines()
+    expected = reranker("encoder-bert", settings).compute_score([(r["query"], r["passage"]) for r in records])
+    assert largest_difference(scores, expected) <= 1e-5
+    assert (result.complete, result.summary["rows"], result.summary["shards"]) == (True, 5, 2)
+    assert result.summary["job"]["settings"] == settings | {
+        "adapter": None,
+        "query_field": "query",
+        "passage_field": "passage",
+        "output": ".jsonl",
+    }
+
+
+def test_settings_are_kept_as_json_values(tmp_path, pairs, reranker, monkeypatch):
+    loads = []
+    bert = reranker("encoder-bert")
+    monkeypatch.setattr(FlaxAutoReranker, "from_finetuned", lambda *args, **kwargs: loads.append(kwargs) or bert)
+    options = JobOptions(input=[str(pairs)], output=str(tmp_path / "folder"))
+    settings = {
+        "model_class": RerankerModelClass.ENCODER_ONLY_BASE,
+        "cutoff_layers": (1, 2),
+        "sharding_rules": ShardingRules(vocab=None),
+        "cache_dir": "anywhere",
+    }
+    kept = score_files(str(BERT), options, **settings).summary["job"]["settings"]
+    assert loads == [settings]
+    assert (kept["model_class"], kept["cutoff_layers"]) == ("encoder-only-base", [1, 2])
+    assert kept["sharding_rules"]["vocab"] is None
+    assert "cache_dir" not in kept
+    assert score_files(str(BERT), options, **settings).complete  # a list in the manifest is the tuple given here
+    assert len(loads) == 1
+    with pytest.raises(ValueError, match=r"cutoff_layers is \[1, 2\] there and \[1, 3\] here"):
+        score_files(str(BERT), options, **settings | {"cutoff_layers": (1, 3)})
+    with pytest.raises(TypeError, match=r"prompt is <object .* must be values that JSON can hold"):
+        score_files(str(BERT), options, prompt=object())
+
+
+def test_a_setting_that_the_class_does_not_have_is_named(tmp_path, pairs):
+    with pytest.raises(TypeError, match="compress_ratio"):
+        score_files(str(BERT), JobOptions(input=pairs, output=tmp_path / "out"), compress_ratio=2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["run", "txt", "trec", "parquet", "scores"])
+def test_a_name_without_a_suffix_is_that_of_a_folder(tmp_path, name):
+    options = JobOptions(input="pairs.jsonl", output=tmp_path / name)
+    assert place_of(options, ExitStack()) == str(tmp_path / name)
+    options = JobOptions(input="pairs.jsonl", output=tmp_path / f"{name}.txt")
+    assert place_of(options, ExitStack()) == OneFile(str(tmp_path / f"{name}.txt"))
+
+
+def test_options_say_which_engine(monkeypatch):
+    def engine(**options):
+        return engine_of(JobOptions(input="in.jsonl", output="out", show_progress_bar=False, **options), {})
+
+    assert engine() == LocalEngine()
+    assert engine(num_shards=3, shard_index=0) == LocalEngine(0, 3)
+    ray = RayEngine("auto", 2, {"CPU": 1.0})
+    assert engine(engine="ray", ray_address="auto", ray_actors=2, ray_resources={"CPU": 1.0}) == ray
+    assert engine(engine="ray", ray_address="auto", ray_actors=2, ray_resources=[("CPU", 1.0)]) == ray
+
+
+@pytest.mark.parametrize("options", [{}, {"distributed": True}])
+def test_in_a_cluster_each_process_takes_its_share(monkeypatch, options):
+    joined = []
+    monkeypatch.setattr("flax_rerank.distributed.in_a_cluster", lambda: True)
+    monkeypatch.setattr("flax_rerank.distributed.initialize", lambda *place: joined.append(place))
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    options = JobOptions(input="in.jsonl", output="out", show_progress_bar=False, **options)
+    assert engine_of(options, {}) == LocalEngine(0, 4)
+    assert joined == [(None, None, None)]
