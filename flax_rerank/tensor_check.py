@@ -1,7 +1,6 @@
 """A Flax checkpoint against the PyTorch checkpoint that it came from, tensor by tensor and bit for bit."""
 
 import itertools
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
