@@ -296,7 +296,7 @@ def test_the_inverted_rules_give_back_every_tensor_bit_for_bit(tmp_path, name, d
     params = {path: checkpoint.read(path, np.dtype(dtype)) for path in checkpoint.shapes()}
     back = [
         item
-        for rule in family.rules(family.config(HFConfig(hf)), hf)
+        for rule in family.rules(*family.architecture(HFConfig(hf)), hf)
         for item in unfill(params[rule.flax], rule).items()
     ]
 

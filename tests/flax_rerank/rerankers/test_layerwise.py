@@ -102,7 +102,7 @@ def test_layers_without_a_score_are_refused_with_the_range(model, layers, named)
 
 
 def test_the_constructor_refuses_layers_without_a_score():
-    with pytest.raises(ValueError, match=r"cutoff_layers \[8\]: scores are there after layers 2 to 6"):
+    with pytest.raises(ValueError, match=r"cutoff_layers \[8\]: the model has scores after layers 2 to 6"):
         FlaxAutoReranker.from_finetuned(str(CASES / NAME), cutoff_layers=[8])
 
 
@@ -119,5 +119,5 @@ def test_arguments_that_the_class_does_not_have_are_named(model):
 
 
 def test_each_layer_has_a_head_of_one_row(model):
-    assert model.model.config.head_layers == (2, 3, 4, 5, 6)
+    assert model.model.readout.layers == (2, 3, 4, 5, 6)
     assert model.model.head[...].shape == (5, 36)

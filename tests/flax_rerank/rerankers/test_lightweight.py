@@ -208,7 +208,7 @@ def test_a_layer_outside_the_model_is_refused_with_the_range(model, layer):
     [
         ({"head_index": "first"}, "head_index 'first' is neither 'reference' nor 'layer'"),
         ({"attention_softcap": "none"}, "attention_softcap 'none' is neither 'reference' nor 'config'"),
-        ({"cutoff_layers": [1]}, r"cutoff_layers \[1\]: scores are there after layers 2 to 6"),
+        ({"cutoff_layers": [1]}, r"cutoff_layers \[1\]: the model has scores after layers 2 to 6"),
         ({"cutoff_layers": []}, "name at least one"),
         ({"compress_ratio": 3}, "compress_ratio 3 is not one of 1, 2, 4, 8"),
         ({"compress_ratio": 2, "compress_layers": [42]}, r"compress_layers \[42\]: the model has layers 0 to 5"),

@@ -42,12 +42,12 @@ def test_yes_of_several_pieces_warns_and_scores_by_the_first():
         model = FlaxAutoReranker.from_finetuned(str(CASES / "decoder-llama"))
     pieces = model.tokenizer.encode("Yes")
     assert len(pieces) == 2
-    assert model.model.config.score_token == pieces[0]
+    assert model.model.readout.tokens == (pieces[0],)
 
 
 def test_yes_of_one_piece_does_not_warn():
     model = FlaxAutoReranker.from_finetuned(str(CASES / "decoder-qwen2"))  # warnings are errors here
-    assert [model.model.config.score_token] == model.tokenizer.encode("Yes").tolist()
+    assert list(model.model.readout.tokens) == model.tokenizer.encode("Yes").tolist()
 
 
 @several_pieces
