@@ -18,8 +18,8 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flax_rerank.checkpoint.manifest import file_faults
 from flax_rerank.checkpoint.folder import PARAMS
+from flax_rerank.checkpoint.manifest import file_faults
 from flax_rerank.params import CheckpointError, Index, Parameters, Shape, groups, shape_faults, shapes_of
 
 CHUNK_BYTES = 4 << 20  # a device that has a part of a leaf reads little more than that part

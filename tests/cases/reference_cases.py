@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flax_rerank.convert import TorchCheckpoint
+from flax_rerank.dtypes import FLOAT32
+from flax_rerank.spec import open_spec
+
 CASES = Path(__file__).parent
 
 
@@ -46,3 +50,9 @@ def runs_of(*names: str) -> list[Any]:
 
 def largest_difference(left: Any, right: Any) -> float:
     return float(np.abs(np.asarray(left, np.float64) - np.asarray(right, np.float64)).max())
+
+
+def open_torch(folder: Path, **settings: Any) -> TorchCheckpoint:
+    """The PyTorch checkpoint in a folder, matched with its module."""
+    spec = open_spec(str(folder), **settings)
+    return spec.weights(spec.module(FLOAT32))
