@@ -1,5 +1,6 @@
 """A Flax checkpoint against the PyTorch checkpoint that it came from, tensor by tensor and bit for bit."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +67,14 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
 
     def pairs() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """The name of each tensor, as it is in the checkpoint, and as it is in the source."""
-        for path, items in assignments.items():
-            for item in items:
-                transform = item.rule.transform
-                found = params.read(path, dtypes[path], item.region)
-                if isinstance(transform, Row):
-                    yield item.tensor, found, transform.read(tensors, item.tensor)
-                else:
-                    yield item.tensor, transform.to_torch(found), tensors.read(item.tensor)
+        items = itertools.chain(*assignments.values())
+        for item in sorted(items, key=lambda item: -1 if item.index is None else item.index):  # layer by layer
+            path, transform = item.rule.flax, item.rule.transform
+            found = params.read(path, dtypes[path], item.region)
+            if isinstance(transform, Row):
+                yield item.tensor, found, transform.read(tensors, item.tensor)
+            else:
+                yield item.tensor, transform.to_torch(found), tensors.read(item.tensor)
         if (folder / KEPT).is_file():
             kept = SafetensorsFiles(folder, [KEPT])
             for name in kept.shapes():

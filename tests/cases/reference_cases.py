@@ -1,4 +1,4 @@
-"""Small checkpoints and what FlagEmbedding made of them."""
+"""Small checkpoints, what FlagEmbedding made of them, and when a score of ours holds."""
 
 import json
 from dataclasses import dataclass
@@ -14,12 +14,23 @@ CASES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Case:
-    """A small checkpoint and what FlagEmbedding made of it: `runs` hold init, call, scores, single, input_ids."""
+    """A small checkpoint and what FlagEmbedding made of it: `runs` hold init, call, scores, single, input_ids, and
+    for some cases `exact`, the scores in float64."""
 
     folder: Path
     reranker: str
     pairs: list[list[str]]
     runs: list[dict[str, Any]]
+
+    def error(self, run: int, scores: Any, pairs: Any = slice(None)) -> float:
+        """How far the scores of some of the pairs are from `exact`, or from FlagEmbedding's where there is none."""
+        expected = self.runs[run]
+        return largest_difference(scores, np.asarray(expected.get("exact", expected["scores"]))[..., pairs])
+
+    def allowed_error(self, run: int) -> float:
+        """1e-4, for sigmoids 1e-5; or FlagEmbedding's own largest error in this case where that is larger."""
+        theirs = [largest_difference(run["scores"], run["exact"]) for run in self.runs if "exact" in run]
+        return max([1e-5 if self.runs[run]["call"].get("normalize") else 1e-4, *theirs])
 
 
 @cache

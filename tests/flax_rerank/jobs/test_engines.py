@@ -34,7 +34,7 @@ def write_pairs(path, times=1):
 
 def options(folder, output):
     model, source = CASES / "encoder-bert", folder / "pairs.jsonl"
-    job = ["--shard-rows", str(SHARD_ROWS), "--no-progress"]
+    job = ["--shard-rows", str(SHARD_ROWS), "--no-progress", "--max-length", "64", "--normalize"]
     return ["--model", str(model), "--input", str(source), "--output", str(folder / output), *job]
 
 
@@ -61,25 +61,28 @@ def outputs(tmp_path_factory):
     sound = [lines[i] for i in SCORED]
     (folder / "pairs1.jsonl").write_text("\n".join(sound))
     (folder / "pairs0.jsonl").write_text("\n".join([*sound[:4], "no JSON", *sound[5:]]))
-    job = {"model": str(CASES / "encoder-bert"), "shard_rows": SHARD_ROWS, "input": str(folder / "pairs.jsonl")}
-    over_both = job | {"mesh": "data=1,model=2"}
+    job = {"shard_rows": SHARD_ROWS, "input": str(folder / "pairs.jsonl")}
+    settings = {"max_length": 64, "normalize": True}  # short, so that little is compiled
+    over_both = settings | {"mesh": "data=1,model=2"}
     failing = {"input": str(folder / "pairs{process}.jsonl"), "strict": True}
     jobs = [
-        job | {"output": str(folder / "shared")},
-        over_both | {"output": str(folder / "spanned.jsonl")},
-        over_both | failing | {"output": str(folder / "failed.jsonl")},
+        (job | {"output": str(folder / "shared")}, settings),
+        (job | {"output": str(folder / "spanned.jsonl")}, over_both),
+        (job | failing | {"output": str(folder / "failed.jsonl")}, over_both),
     ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [start(WORKER, coordinator, str(index), json.dumps(jobs)) for index in range(2)]
+    processes = [
+        start(WORKER, coordinator, str(index), str(CASES / "encoder-bert"), json.dumps(jobs)) for index in range(2)
+    ]
     try:
         assert main(["score", *options(folder, "alone"), "--devices", "cpu:0"]) == 0
         messages = [process.communicate(timeout=120)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()
     assert [process.returncode for process in processes] == [1, 1], messages
     (folder / "messages.json").write_text(json.dumps(messages))
     return folder

@@ -101,3 +101,15 @@ def test_in_a_cluster_each_process_takes_its_share(monkeypatch, options):
     options = JobOptions(input="in.jsonl", output="out", show_progress_bar=False, **options)
     assert engine_of(options, {}) == LocalEngine(0, 4)
     assert joined == [(None, None, None)]
+
+
+def test_after_warmup_nothing_else_is_compiled(tmp_path, reranker, monkeypatch):
+    bert = reranker("encoder-bert", {"max_length": 64, "normalize": True})
+    monkeypatch.setattr(FlaxAutoReranker, "from_finetuned", lambda *args, **kwargs: bert)
+    lines = [json.dumps({"query": "panda", "passage": "bear " * n}) for n in (3, 9, 5, 90, 2, 35)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    options = JobOptions(input=tmp_path / "pairs.jsonl", output=tmp_path / "folder", shard_rows=2, warmup=True)
+    shapes = score_files(str(BERT), options).summary["shapes"]
+    table = json.loads((tmp_path / "folder" / "job.json").read_text())["table"]
+    assert len(shapes) == len(table) == 3
+    assert all(shape in table for shape in shapes)

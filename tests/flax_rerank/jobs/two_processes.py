@@ -1,4 +1,4 @@
-"""One of two processes that run some jobs, one after the other: `two_processes.py COORDINATOR NUMBER JOBS`."""
+"""One of two processes that run some jobs, one after the other: `two_processes.py COORDINATOR NUMBER MODEL JOBS`."""
 
 import json
 import logging
@@ -8,11 +8,8 @@ from flax_rerank.jobs import JobOptions, score_files
 
 if __name__ == "__main__":
     logging.basicConfig(format="flax-rerank: %(message)s")
-    coordinator, number, jobs = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-    for job in jobs:
-        place = {"coordinator": coordinator, "num_processes": 2, "process_id": number}
-        options = {
-            name: value.format(process=number) if isinstance(value, str) else value for name, value in job.items()
-        }
-        settings = {name: options.pop(name) for name in ("mesh",) if name in options}
-        score_files(options.pop("model"), JobOptions(**options, **place), **settings)
+    coordinator, number, model, jobs = sys.argv[1:]
+    place = {"coordinator": coordinator, "num_processes": 2, "process_id": int(number)}
+    for options, settings in json.loads(jobs):
+        options["input"] = options["input"].format(process=number)
+        score_files(model, JobOptions(**options, **place), **settings)
