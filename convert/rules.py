@@ -178,8 +178,10 @@ def assign(
         ignored: regular expressions (whole names) of tensors that the model has no use for.
 
     Returns:
-        The assignments of each parameter, and a list of faults (empty when all is well).
+        The tensors that fill each parameter, and a list of faults (empty when all is well).
     """
+    unused = [re.compile(pattern) for pattern in ignored]
+    used = {name: shape for name, shape in tensors.items() if not any(pattern.fullmatch(name) for pattern in unused)}
     faults = []
     assignments: dict[str, list[Assignment]] = {}
     wanted: dict[str, Shape] = {}
@@ -190,13 +192,10 @@ def assign(
             faults.append(f"parameter {path} {list(shape)} has no rule")
         elif slots != [None] and (None in slots or sorted(slots) != list(range(shape[-2]))):
             faults.append(f"parameter {path} {list(shape)} has rules for the slots {slots}")
-        assignments[path] = [item for rule in takers for item in rule.assignments(shape)]
-        for item in assignments[path]:
-            if item.tensor in wanted:
-                faults.append(f"tensor {item.tensor} is taken by two rules")
-            wanted[item.tensor] = item.rule.tensor_shape(shape)
-    unused = [re.compile(pattern) for pattern in ignored]
-    used = {name: shape for name, shape in tensors.items() if not any(pattern.fullmatch(name) for pattern in unused)}
+        items = {item: item.rule.tensor_shape(shape) for rule in takers for item in rule.assignments(shape)}
+        faults += [f"tensor {item.tensor} is taken by two rules" for item in items if item.tensor in wanted]
+        wanted |= {item.tensor: fitting for item, fitting in items.items()}
+        assignments[path] = [item for item, fitting in items.items() if used.get(item.tensor) == fitting]
     return assignments, faults + shape_faults(used, wanted, "tensor")
 
 

@@ -139,8 +139,6 @@ def _inspect_flax(path: Path, config: Mapping[str, Any], found: Inspection) -> N
                 "source": " ".join(filter(None, (source.get("name"), source.get("revision")))),
                 "converted": f"{manifest.get('date')}, by {manifest.get('converter')}",
             }
-            params = [name for name in manifest["files"] if name.startswith(f"{checkpoint.PARAMS}/")]
-            found.reasons += [f"{name} is missing" for name in params if not (path / name).is_file()]
     with found.noting("a tokenizer file"):
         Tokenizer.from_folder(path)
     _open(path, found)

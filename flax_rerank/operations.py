@@ -79,18 +79,21 @@ class Work:
 
 def sizes_of(config: EncoderConfig | DecoderConfig) -> Sizes:
     """The sizes of the layers that a config describes."""
+    heads = kv_heads = config.num_attention_heads
+    head_dim, windows = config.hidden_size // heads, (0,) * config.num_hidden_layers
     decoder = isinstance(config, DecoderConfig)
-    heads = config.num_attention_heads
+    if isinstance(config, DecoderConfig):
+        kv_heads, head_dim, windows = config.num_key_value_heads, config.head_dim, config.sliding_windows or windows
     return Sizes(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=heads,
-        kv_heads=config.num_key_value_heads if decoder else heads,
-        head_dim=config.head_dim if decoder else config.hidden_size // heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         intermediate=config.intermediate_size,
         mlp_matrices=3 if decoder else 2,
         causal=decoder,
-        windows=(config.sliding_windows if decoder else ()) or (0,) * config.num_hidden_layers,
+        windows=windows,
     )
 
 

@@ -156,16 +156,16 @@ def describe(
     """The spec of a config.json and a tokenizer. Arguments and errors are those of `open_spec`."""
     is_flax = checkpoint.is_flax_config(config)
     stored: Mapping[str, Any] = {}
+    hf = config
     if is_flax:
-        checkpoint.require_known_format(folder, config)
-        says: RerankerModelClass | None = RerankerModelClass(config["model_class"])
+        checkpoint.require_known_format(folder or Path(name), config)
         stored, hf = config["scoring"], config["source_config"]
-        chosen = model_class or says
-    else:
-        hf = config
-        value = convert.model_class_of(hf)
-        says = None if value is None else RerankerModelClass(value)
-        chosen = model_class or named or says
+        named = RerankerModelClass(config["model_class"])
+        if model_class not in (None, named):
+            raise ValueError(f"{folder or name} is a reranker of the kind {named.value}, not {model_class.value}")
+    value = convert.model_class_of(hf)
+    says = None if value is None else RerankerModelClass(value)
+    chosen = model_class or named or says
     if chosen is None:
         convert.refuse_embedding_model(hf)
         raise UnknownKindError(

@@ -1,5 +1,6 @@
 """A Flax checkpoint against the PyTorch checkpoint that it came from, tensor by tensor and bit for bit."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,19 +60,21 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
         tensors = merge_adapter(tensors, adapter, family.ignored(converted.readout))
     rules = family.rules(converted.config, converted.readout, hf)
     assignments, faults = assign(tensors.shapes(), params.shapes(), rules, family.ignored(converted.readout))
+    if faults:
+        return TensorCheck(0, 0, np.inf, _most(faults))
     if converted.hf != hf:
         faults.append("config.json holds another source_config than the source has")
 
     def pairs() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """The name of each tensor, as it is in the checkpoint, and as it is in the source."""
-        for path, items in assignments.items():
-            for item in items:
-                transform = item.rule.transform
-                found = params.read(path, dtypes[path], item.region)
-                if isinstance(transform, Row):
-                    yield item.tensor, found, transform.read(tensors, item.tensor)
-                else:
-                    yield item.tensor, transform.to_torch(found), tensors.read(item.tensor)
+        items = itertools.chain(*assignments.values())
+        for item in sorted(items, key=lambda item: -1 if item.index is None else item.index):  # layer by layer
+            path, transform = item.rule.flax, item.rule.transform
+            found = params.read(path, dtypes[path], item.region)
+            if isinstance(transform, Row):
+                yield item.tensor, found, transform.read(tensors, item.tensor)
+            else:
+                yield item.tensor, transform.to_torch(found), tensors.read(item.tensor)
         if (folder / KEPT).is_file():
             kept = SafetensorsFiles(folder, [KEPT])
             for name in kept.shapes():
@@ -90,9 +93,12 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Te
     except CheckpointError as error:
         faults += error.faults
         largest = np.inf
-    if len(faults) > MOST_FAULTS:
-        faults[MOST_FAULTS:] = [f"and {len(faults) - MOST_FAULTS} more"]
-    return TensorCheck(count, size, largest, tuple(faults))
+    return TensorCheck(count, size, largest, _most(faults))
+
+
+def _most(faults: list[str]) -> tuple[str, ...]:
+    more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return (*faults[:MOST_FAULTS], *more)
 
 
 def compare(found: np.ndarray, wanted: np.ndarray) -> float | None:

@@ -55,7 +55,7 @@ class Bench:
         self._settings |= {name: vars(args)[name] for name in ("threads", "dtype", "devices")}
 
     def run(self, pairs: list[Pair]) -> dict[str, Any]:
-        """Measure every workload that was asked for."""
+        """Measure the workloads that the options name."""
         setting: dict[str, Any] = {"arguments": self._init, "options": self._options}
         with self._ours() as ours:
             setting["ours"] = ours.ask("describe")
@@ -153,7 +153,7 @@ class Bench:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What all of it ran on."""
+    """The machine that this runs on."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": names[0].partition(":")[2].strip() if names else "unknown CPU",
@@ -164,7 +164,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's options; ends the process where they do not go together."""
+    """The command's options; ends the process if they contradict each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = parser.add_mutually_exclusive_group(required=True)
     models.add_argument("--model", type=Path, metavar="FOLDER", help="a PyTorch checkpoint, which both can load")
@@ -197,7 +197,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text} is no NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text} is not of the form NAME=VALUE")
     return name, value
 
 

@@ -1,17 +1,22 @@
 """Write a PyTorch checkpoint of a published model's shape with random bfloat16 weights, for measuring.
 
-Takes numpy alone, and the memory of a few megabytes: tensors are made and written piece by piece.
+Takes the memory of a few megabytes: tensors are made and written piece by piece.
 """
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import ml_dtypes
 import numpy as np
+
+from flax_rerank.convert.torch_files import INDEX, SINGLE, write_safetensors
+from flax_rerank.params import Shape, groups
 
 CONFIGS = Path(__file__).resolve().parent.parent / "flax_rerank" / "published_configs.json"
 SHARD_BYTES = 5_000_000_000
@@ -21,7 +26,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 WEIGHT = (0x80FF, 0x3C00)
 SCALE = (0x000F, 0x3F80)
 
-Tensor = tuple[str, tuple[int, ...]]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+Tensor = tuple[str, Shape]
 
 
 def encoder_tensors(config: dict[str, Any]) -> Iterator[Tensor]:
@@ -84,14 +91,14 @@ def decoder_tensors(config: dict[str, Any]) -> Iterator[Tensor]:
             yield f"lm_head.{i}.linear_head.weight", (1, hidden)
 
 
-def write_tensor(file: BinaryIO, name: str, shape: tuple[int, ...], rng: np.random.Generator, scales: bool) -> None:
-    """Append random bfloat16 numbers; `scales`: tensors called norm hold numbers about 1 (else about 0)."""
-    mask, base = SCALE if scales and "norm" in name.lower() and name.endswith("weight") else WEIGHT
-    left = int(np.prod(shape))
+def random_parts(shape: Shape, rng: np.random.Generator, bits: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Random numbers in bfloat16, piece by piece."""
+    mask, base = map(np.uint16, bits)
+    left = math.prod(shape)
     while left:
-        bits = np.frombuffer(rng.bytes(2 * min(left, PIECE)), np.uint16)
-        file.write(((bits & np.uint16(mask)) | np.uint16(base)).tobytes())
-        left -= len(bits)
+        part = np.frombuffer(rng.bytes(2 * min(left, PIECE)), np.uint16)
+        yield (part & mask) | base
+        left -= len(part)
 
 
 def write_checkpoint(
@@ -108,43 +115,32 @@ def write_checkpoint(
             config["start_layer"] = max(1, config["start_layer"] * layers // config["num_hidden_layers"])
         config["num_hidden_layers"] = layers
     encoder = config["model_type"] == "xlm-roberta"
-    tensors = list((encoder_tensors if encoder else decoder_tensors)(config))
-    shards: list[list[Tensor]] = [[]]
-    for tensor in tensors:
-        if shards[-1] and sum(map(size, shards[-1])) + size(tensor) > shard_bytes:
-            shards.append([])
-        shards[-1].append(tensor)
+    shapes = dict((encoder_tensors if encoder else decoder_tensors)(config))
+    sizes = {tensor: 2 * math.prod(shape) for tensor, shape in shapes.items()}
+    shards = list(groups(sizes, shard_bytes))
     out.mkdir(parents=True)
     rng = np.random.Generator(np.random.SFC64(seed))
+    # Gemma adds 1 to the weight of its norms, so theirs are about 0.
+    ones = "gemma" not in config["model_type"]
+
+    def parts(shard: list[str]) -> Iterator[np.ndarray]:
+        for tensor in shard:
+            is_scale = ones and "norm" in tensor.lower() and tensor.endswith("weight")
+            yield from random_parts(shapes[tensor], rng, SCALE if is_scale else WEIGHT)
+
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for tensor in shard:
-            start, end = end, end + size(tensor)
-            header[tensor[0]] = {"dtype": "BF16", "shape": list(tensor[1]), "data_offsets": [start, end]}
-            weight_map[tensor[0]] = file
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with open(out / file, "wb") as sink:
-            sink.write(len(text).to_bytes(8, "little") + text)
-            for tensor, shape in shard:
-                # Gemma adds 1 to the weight of its norms, so theirs are about 0.
-                write_tensor(sink, tensor, shape, rng, scales="gemma" not in config["model_type"])
-    total = sum(map(size, tensors))
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE
+        write_safetensors(out / file, {tensor: (BFLOAT16, shapes[tensor]) for tensor in shard}, parts(shard))
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(sizes.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (out / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in TOKENIZER_FILES if tokenizer is not None else ():
         shutil.copyfile(tokenizer / name, out / name)
     return total
-
-
-def size(tensor: Tensor) -> int:
-    """Bytes of a tensor in bfloat16."""
-    return 2 * int(np.prod(tensor[1]))
 
 
 def main() -> int:

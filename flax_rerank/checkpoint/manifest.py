@@ -12,6 +12,7 @@ from flax_rerank.params import CheckpointError
 
 MANIFEST = "manifest.json"
 BLOCK = 1 << 22
+SMALL = 1 << 20  # bytes: of parameters, all but the arrays themselves
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -50,7 +51,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Returns:
         `source` (name, revision, and the sha256 of each file, or null where these were not recorded), `dtype`, `date`
-        (UTC), `converter`, and `files`: the sha256 of every other file of the folder, by its path in it.
+        (UTC), `converter`, and of every other file of the folder, by its path in it, the sha256 in `files` and the
+        bytes in `sizes`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -66,6 +68,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(folder, [f"{MANIFEST} is damaged ({error})"]) from error
     return manifest
+
+
+def file_faults(folder: Path, part: str) -> list[str]:
+    """Compare the files in a part of a Flax checkpoint with its manifest, as far as that takes no time: whether they
+    are there, their sizes, and the sha256 of small ones. Without a manifest, nothing is known.
+
+    Args:
+        folder: the checkpoint.
+        part: a folder in it.
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        return []
+    manifest = read_manifest(folder)
+    sizes = manifest.get("sizes", {})  # not in format 2
+    faults, small = [], {}
+    for name, digest in manifest["files"].items():
+        file = folder / name
+        if not name.startswith(f"{part}/"):
+            continue
+        if not file.is_file():
+            faults.append(f"{name} is missing")
+        elif (size := file.stat().st_size) != sizes.get(name, size):
+            faults.append(f"{name} has {size:,} bytes, {MANIFEST} says {sizes[name]:,}")
+        elif size < SMALL:
+            small[file] = name, digest
+    hashes = file_hashes(small)
+    return faults + [f"{name} is damaged" for file, (name, digest) in small.items() if hashes[file] != digest]
 
 
 def verify_manifest(folder: Path, on_bytes: Callable[[int], None] = lambda count: None) -> list[str]:

@@ -18,12 +18,12 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
+from flax_rerank.checkpoint.manifest import file_faults
 from flax_rerank.checkpoint.folder import PARAMS
 from flax_rerank.params import CheckpointError, Index, Parameters, Shape, groups, shape_faults, shapes_of
 
 CHUNK_BYTES = 4 << 20  # a device that has a part of a leaf reads little more than that part
 GROUP_BYTES = 512 << 20  # of leaves that are written at a time, while the next are read
-READ_ERRORS = (ValueError, OSError, KeyError)
 
 
 def write_params(
@@ -107,13 +107,18 @@ class StoredParams:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(f"no weights in {folder.parent}: looked for {folder.name}/")
+        # Before orbax looks: where several reads fail, it leaves some running, which then complain on stderr.
+        faults = file_faults(folder.parent, folder.name)
+        if faults:
+            raise CheckpointError(folder.parent, faults)
         self._folder = folder.resolve()
-        try:
-            with _orbax() as ocp:
-                self._leaves = flatten_dict(ocp.metadata(self._folder).metadata, sep=".")
-        except READ_ERRORS as error:
-            raise self._damaged("", error) from error
+        with self._orbax("") as ocp:
+            tree = ocp.metadata(self._folder).metadata
+        if not isinstance(tree, dict):  # orbax logs the reason
+            raise self._damaged("", "orbax cannot read the metadata of its arrays")
+        self._leaves = flatten_dict(tree, sep=".")
         self._layers: dict[str, dict[int, str]] = {}  # of a stacked parameter, the leaf of each layer
+        self._read: tuple[Any, dict[str, np.ndarray]] = (None, {})  # a layer and a dtype, and the leaves there
         for name in self._leaves:
             path, _, layer = name.rpartition(".")
             if layer.isdecimal():
@@ -140,13 +145,17 @@ class StoredParams:
         }
 
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
-        """The part `index` of a parameter, cast to `dtype`; the leaves that it lies in are read whole."""
+        """The part `index` of a parameter, cast to `dtype`. The leaves that it lies in are read whole, those of one
+        layer together: they are asked for one after the other."""
         layers = self._layers.get(path)
         if not layers:
             return self._load({path: np.empty(0, dtype)})[path][index]
         chosen, *rest = index or (slice(None),)
         if isinstance(chosen, int):
-            return self._load({layers[chosen]: np.empty(0, dtype)})[layers[chosen]][tuple(rest)]
+            if self._read[0] != (chosen, dtype):
+                names = [layers[chosen] for layers in self._layers.values() if chosen in layers]
+                self._read = (chosen, dtype), self._load(dict.fromkeys(names, np.empty(0, dtype)))
+            return self._read[1][layers[chosen]][tuple(rest)]
         names = [layers[layer] for layer in range(len(layers))[chosen]]
         leaves = self._load(dict.fromkeys(names, np.empty(0, dtype)))
         return np.stack([leaves[name][tuple(rest)] for name in names])
@@ -183,15 +192,26 @@ class StoredParams:
     def _load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Leaves by their names, as arrays of the kind and dtype of the abstract ones."""
         try:
-            with _orbax() as ocp:
+            with self._orbax(f"parameter {next(iter(abstract))} in ") as ocp:
                 return flatten_dict(ocp.load(self._folder, unflatten_dict(abstract, sep=".")), sep=".")
-        except READ_ERRORS as error:
+        except CheckpointError:
             for name in abstract if len(abstract) > 1 else ():  # which of them it is
                 self._load({name: abstract[name]})
-            raise self._damaged(f"parameter {next(iter(abstract))} in ", error) from error
+            raise
 
-    def _damaged(self, what: str, reason: object) -> CheckpointError:
-        return CheckpointError(self._folder.parent, [f"{what}{self._folder.name}/ is damaged ({str(reason)[:300]})"])
+    @contextmanager
+    def _orbax(self, what: str) -> Iterator[Any]:
+        try:
+            with _orbax() as ocp:
+                yield ocp
+        except Exception as error:
+            # Of what it cannot read, orbax raises Exception itself.
+            if type(error) is Exception or isinstance(error, ValueError | OSError):
+                raise self._damaged(what, _reason(error)) from error
+            raise
+
+    def _damaged(self, what: str, reason: str) -> CheckpointError:
+        return CheckpointError(self._folder.parent, [f"{what}{self._folder.name}/ is damaged ({reason})"])
 
 
 def _put_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
@@ -210,7 +230,15 @@ def _written(folder: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise OSError(errno.EIO, f"orbax could not write ({str(error)[:300]})", str(folder)) from error
+        raise OSError(errno.EIO, f"orbax could not write ({_reason(error)})", str(folder)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the first error says, which may be as long as a page: its beginning and its end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
+    return text if len(text) < 400 else f"{text[:200]} ... {text[-200:]}"
 
 
 @contextmanager

@@ -98,12 +98,14 @@ def write(
         text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
         hashes = file_hashes(files_in(folder), on_bytes)
         files = {file.relative_to(folder).as_posix(): digest for file, digest in hashes.items()}
+        sizes = {name: (folder / name).stat().st_size for name in files}
         manifest = {
             "source": source(),
             "dtype": contents.dtype.name,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "converter": f"flax-rerank {_version()}",
             "files": files | {"config.json": hashlib.sha256(text).hexdigest()},
+            "sizes": sizes | {"config.json": len(text)},
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for entry in (*folder.rglob("*"), folder):

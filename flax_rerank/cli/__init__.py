@@ -28,10 +28,10 @@ def main(argv: list[str] | None = None) -> int:
             subparser.description = command.__doc__
             command.add_arguments(subparser)
             subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-            subparser.set_defaults(command=command.run)
+            subparser.set_defaults(execute=command.run)
     args = parser.parse_args(argv)
     try:
-        return args.command(args)
+        return args.execute(args)
     except (ValueError, OSError, FloatingPointError, MemoryError, NotImplementedError, ImportError) as error:
         if args.debug:
             raise

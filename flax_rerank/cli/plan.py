@@ -1,9 +1,9 @@
-"""Find the mesh of a topology on which a model scores a job fastest, bound its speed, give its price; no TPU is needed."""
+"""Find the mesh of a topology on which a model scores a job fastest, bound its speed, and price it. Needs no TPU."""
 
 import argparse
 import json
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,12 @@ import jax
 from flax_rerank.cli.loading import add_model_class, add_replicate, add_settings, given_settings, naming_options
 from flax_rerank.jobs.rows import Row
 from flax_rerank.jobs.sources import open_source
-from flax_rerank.planning.abstract import Model, find_model
 from flax_rerank.planning.plan import make_plan, nearest_that_fits
 from flax_rerank.planning.plot import plot_speeds
+from flax_rerank.planning.published import find_spec
 from flax_rerank.planning.report import as_dict, as_text
-from flax_rerank.planning.topology import CPU, Topology, find_topology
+from flax_rerank.planning.topology import find_topology
 from flax_rerank.planning.workload import SHARD_ROWS, Workload, longest, of_lengths, of_sample
-from flax_rerank.sharding import ShardingRules
-
-# These do not change a step.
-NOT_PLANNED = ("devices", "cache_dir", "peft_path", "normalize", "model_class")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,34 +63,20 @@ def run(args: argparse.Namespace) -> int:
     # Planning runs nothing on a device, and this machine's may be busy.
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(args.topology)
-    model = find_model(args.model, args.model_class, getattr(args, "cache_dir", None))
-    given = {name: value for name, value in given_settings(args).items() if name not in NOT_PLANNED}
-    given.setdefault("dtype", "float32" if topology.chip is CPU else "bfloat16")
     workload = _workload(args)
-    plan = _plan(args, model, topology, workload, given)
-    nearest = None if plan.best is not None else _plan(args, model, topology, workload, given, make=nearest_that_fits)
+    with naming_options(args.model):
+        spec = find_spec(args.model, args.model_class, **given_settings(args))
+    options: dict[str, Any] = {"mesh": args.mesh, "price": args.price}
+    plan = make_plan(spec, topology, workload, **options)
+    nearest = None if plan.best is not None else nearest_that_fits(spec, topology, workload, **options)
     if args.plot is not None:
-        plots = {
-            length: _plan(args, model, topology, longest(None), given | {"max_length": length}, compile_all=True)
-            for length in sorted(set(args.plot_lengths))
-        }
+        plots = {}
+        for length in sorted(set(args.plot_lengths)):
+            shorter = replace(spec, settings=replace(spec.settings, max_length=length))
+            plots[length] = make_plan(shorter, topology, longest(None), compile_all=True, **options)
         plot_speeds(plots, args.plot)
     print(json.dumps(as_dict(plan, nearest), indent=2) if args.json else as_text(plan, nearest))
     return 0 if plan.best is not None else 1
-
-
-def _plan(
-    args: argparse.Namespace,
-    model: Model,
-    topology: Topology,
-    workload: Workload,
-    given: dict[str, Any],
-    make: Callable[..., Any] = make_plan,
-    **more: Any,
-) -> Any:
-    rules = None if args.replicate is None else ShardingRules(**dict.fromkeys(args.replicate))
-    with naming_options(args.model):
-        return make(model, topology, workload, mesh=args.mesh, rules=rules, price=args.price, **more, **given)
 
 
 def _workload(args: argparse.Namespace) -> Workload:

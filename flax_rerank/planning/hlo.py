@@ -16,9 +16,9 @@ HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)(\(.*)")
 NAME = re.compile(r"%([\w.\-]+)")
 ARRAY = re.compile(r"(\w+)\[([\d,<=\s]*)\](?:\{([^{}]*)\})?")
-CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"(?:branch_computations=\{[^}]*\}|(?:true|false)_computation=%[\w.\-]+)")
 OP_NAME = re.compile(r'op_name="([^"]*)"')
+INDEX = re.compile(r"\bindex=(\d+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -59,7 +59,7 @@ class Instruction:
 
     def calls(self, attribute: str) -> str:
         """The name of a computation that it calls."""
-        return next(name for key, name in CALLED.findall(self.attributes) if key == attribute)
+        return re.findall(rf"\b{attribute}=%([\w.\-]+)", self.attributes)[0]
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ class Program:
         for operand in compare.operands:
             found = condition.follow(operand, "copy", "bitcast")
             if found.opcode == "get-tuple-element":
-                index = int(re.search(r"index=(\d+)", found.attributes)[1])
+                index = int(INDEX.findall(found.attributes)[0])
                 carry = computation.follow(loop.operands[0], "copy")
                 found = computation.follow(carry.operands[index], "copy", "bitcast", "copy-done", "copy-start")
             if found.opcode != "constant":
@@ -169,7 +169,10 @@ def parse(text: str) -> Program:
 
 
 def _instruction(line: str) -> Instruction:
-    is_root, name, result, opcode, rest = INSTRUCTION.fullmatch(line).groups()
+    found = INSTRUCTION.fullmatch(line)
+    if found is None:
+        raise ValueError(f"this is not an instruction of a compiled program: {line[:80]}")
+    is_root, name, result, opcode, rest = found.groups()
     end = _closing(rest)
     inside = rest[1 : end - 1]
     # A parameter has its number instead of operands, a constant its value.

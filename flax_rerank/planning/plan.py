@@ -1,6 +1,6 @@
 """Which mesh of a topology scores a job fastest, and how long that takes."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from flax_rerank.batching import Shape, Step
-from flax_rerank.planning.abstract import Model, WeightlessReranker, weightless_reranker
+from flax_rerank.planning.abstract import AbstractScorer, abstract_scorer
 from flax_rerank.planning.chips import GIB
 from flax_rerank.planning.step import DoesNotFit, StepPlan, plan_step
 from flax_rerank.planning.topology import Topology, larger_slices
 from flax_rerank.planning.workload import Workload
-from flax_rerank.rerankers import FlaxReranker
-from flax_rerank.sharding import DATA, MODEL, MeshError, ShardingRules
+from flax_rerank.scoring import Static
+from flax_rerank.settings import RerankerModelClass
+from flax_rerank.sharding import DATA, DEFAULT_RULES, MODEL, MeshError
+from flax_rerank.spec import Spec
 
 # The mesh with fewer collectives is taken from those within this factor: the roofline hides them behind other work.
 ABOUT_AS_FAST = 1.05
@@ -56,10 +58,10 @@ class MeshPlan:
     @property
     def bound(self) -> str:
         """The part of the machine that bounds most of the time."""
-        seconds: Counter[str] = Counter()
+        seconds: defaultdict[str, float] = defaultdict(float)
         for step, times in self.steps.values():
             seconds[step.roofline.bound] += times * step.roofline.seconds
-        return seconds.most_common(1)[0][0]
+        return max(seconds, key=lambda part: seconds[part])
 
 
 @dataclass(frozen=True)
@@ -94,44 +96,40 @@ class Plan:
 
 
 def make_plan(
-    model: Model,
+    spec: Spec,
     topology: Topology,
     workload: Workload,
     *,
     mesh: str | None = None,
-    rules: ShardingRules | None = None,
     price: float | None = None,
     compile_all: bool = False,
-    **arguments: Any,
 ) -> Plan:
     """Plan a job. Each mesh that the model may fit is compiled for the shape that most of the work is in, the best of
-    them for all shapes.
+    them for all shapes. A vocabulary that does not divide is replicated, unless the spec's settings have sharding
+    rules.
 
     Args:
         mesh: the only one to try, as "data=2,model=4".
-        rules: which axes of the parameters are split; by default all that divide, and the vocabulary is replicated
-            if it does not divide.
         price: of a chip for an hour.
         compile_all: also compile for meshes that cannot be faster.
-        arguments: of the reranker's class.
 
     Raises:
         MeshError: `mesh` is impossible; the message names those that are possible.
-        ValueError: as the reranker's class.
+        ValueError: the spec's settings do not fit the model.
     """
     trials: list[_Trial] = []
     impossible: list[MeshPlan] = []
     unbeatable = ""
     for candidate in [mesh] if mesh is not None else sensible_meshes(topology):
         try:
-            reranker, notes = _make(model, topology, candidate, rules, arguments)
+            scorer, notes = _place(spec, topology, candidate)
         except MeshError as error:
             if mesh is not None:
                 known = "; ".join(sensible_meshes(topology))
                 raise MeshError(f"{error}. Meshes of {topology.name}: {known}") from error
             impossible.append(MeshPlan(candidate, refused=str(error)))
             continue
-        trial = _Trial(reranker, topology, workload, candidate, notes)
+        trial = _Trial(scorer, topology, workload, candidate, notes)
         trials.append(trial)
         if unbeatable:
             trial.refuse(f"not compiled: {unbeatable}")
@@ -145,17 +143,17 @@ def make_plan(
         best = None if fastest.found.refused else fastest.found
     others = [each.found for each in trials if each.found is not best]
     others = [each if each.refused else replace(each, refused=_slower(each, best)) for each in others]
-    dtype = trials[0].reranker.dtype.name
-    return Plan(model.name, topology, dtype, workload, best, (*others, *impossible), price)
+    dtype = trials[0].scorer.dtype.name
+    return Plan(spec.name, topology, dtype, workload, best, (*others, *impossible), price)
 
 
 def nearest_that_fits(
-    model: Model, topology: Topology, workload: Workload, *, mesh: str | None = None, **arguments: Any
+    spec: Spec, topology: Topology, workload: Workload, *, mesh: str | None = None, **options: Any
 ) -> Plan | None:
     """The plan that is nearest to a topology (and mesh) which a model does not fit: another mesh of the topology, else
-    the smallest larger slice; None if the model fits none of these. Arguments are those of `make_plan`."""
+    the smallest larger slice; None if the model fits none of these. Options are those of `make_plan`."""
     for candidate in (*([topology] if mesh is not None else []), *islice(larger_slices(topology), LARGER)):
-        plan = make_plan(model, candidate, workload, **arguments)
+        plan = make_plan(spec, candidate, workload, **options)
         if plan.best is not None:
             return plan
     return None
@@ -175,10 +173,10 @@ class _Trial:
     """One mesh, and what is known of it so far (`found`)."""
 
     def __init__(
-        self, reranker: WeightlessReranker, topology: Topology, workload: Workload, mesh: str, notes: Sequence[str]
+        self, scorer: AbstractScorer, topology: Topology, workload: Workload, mesh: str, notes: Sequence[str]
     ) -> None:
-        self.reranker = reranker
-        self.found = MeshPlan(mesh, tuple(notes), parameter_bytes=reranker.parameter_bytes)
+        self.scorer = scorer
+        self.found = MeshPlan(mesh, tuple(notes), parameter_bytes=scorer.parameter_bytes)
         self._topology = topology
         self._workload = workload
         self._compiled: dict[Shape, StepPlan] = {}
@@ -193,13 +191,13 @@ class _Trial:
         if needed > memory:
             self.refuse(f"its parameters take {needed / GIB:.2f} GiB of a device's {memory / GIB:.2f} GiB")
             return
-        shard = self._workload.shard(self.reranker)
-        prepared = self.reranker.plan(shard)
-        options = prepared.call.options(shard, [shape.length for shape in prepared.table])
+        shard = self._workload.shard(self.scorer.spec)
+        prepared = self.scorer.plan(shard)
+        static = prepared.call.static(shard, [shape.length for shape in prepared.table])
         steps: dict[Shape, tuple[StepPlan, float]] = {}
         for shape, times in _shapes_of(prepared.steps, only_main).items():
             try:
-                step = self._fit(shape, options(shape.length))
+                step = self._fit(shape, static(shape.length))
             except DoesNotFit as error:
                 self.refuse(str(error))
                 return
@@ -208,9 +206,9 @@ class _Trial:
             steps[step.shape] = step, already + per_pair
         self.found = replace(self.found, steps=steps)
 
-    def _fit(self, shape: Shape, options: Mapping[str, Any]) -> StepPlan:
+    def _fit(self, shape: Shape, static: Static) -> StepPlan:
         """The step of a shape, cut into smaller ones until it fits, as scoring does."""
-        multiple = self.reranker.mesh.shape[DATA]
+        multiple = self.scorer.mesh.shape[DATA]
         while shape not in self._compiled:
             smaller = Step(np.zeros(0, np.int64), shape).halves(multiple)[0].shape
             divisible = shape.rows > multiple
@@ -218,7 +216,7 @@ class _Trial:
                 shape = smaller
                 continue
             try:
-                self._compiled[shape] = plan_step(self.reranker, self._topology, shape, options)
+                self._compiled[shape] = plan_step(self.scorer, self._topology, shape, static)
             except DoesNotFit as error:
                 if not divisible:
                     raise
@@ -229,28 +227,28 @@ class _Trial:
         return self._compiled[shape]
 
 
-def _make(
-    model: Model, topology: Topology, mesh: str, rules: ShardingRules | None, arguments: Mapping[str, Any]
-) -> tuple[WeightlessReranker, list[str]]:
+def _place(spec: Spec, topology: Topology, mesh: str) -> tuple[AbstractScorer, list[str]]:
+    """The model on a mesh, and notes on that."""
     notes = []
-    if not (model.has_tokenizer or issubclass(model.kind, FlaxReranker)):
+    if not spec.tokenizer.files and spec.model_class is not RerankerModelClass.ENCODER_ONLY_BASE:
         notes.append("the tokenizer is not here: prompts are counted by words, a few tokens too short or too long")
     if topology.hosts > 1:
         notes.append(f"{mesh} is over {topology.hosts} hosts; without --mesh each host scores shards of its own")
     try:
-        reranker = weightless_reranker(model, topology, mesh, rules or ShardingRules(), **arguments)
+        scorer = abstract_scorer(spec, topology, mesh)
     except MeshError as error:
-        if rules is not None or error.axis != "vocab":
+        if error.axis != "vocab" or spec.settings.sharding_rules != DEFAULT_RULES:
             raise
-        reranker = weightless_reranker(model, topology, mesh, ShardingRules(vocab=None), **arguments)
-        size = reranker.model.config.vocab_size
+        rules = replace(DEFAULT_RULES, vocab=None)
+        scorer = abstract_scorer(replace(spec, settings=replace(spec.settings, sharding_rules=rules)), topology, mesh)
+        size = spec.config.vocab_size
         notes.append(f"the vocabulary of {size} does not divide over {mesh}: replicated (--replicate vocab)")
-    if topology.chip.platform == "gpu" and reranker.mesh.shape[MODEL] > 1:
+    if topology.chip.platform == "gpu" and scorer.mesh.shape[MODEL] > 1:
         raise MeshError(
             f"GPUs are planned by roofline alone, which does not know what collectives cost: take "
             f"data={len(topology.devices)} instead of {mesh}"
         )
-    return reranker, notes
+    return scorer, notes
 
 
 def _shapes_of(steps: Sequence[Step], only_main: bool) -> dict[Shape, float]:

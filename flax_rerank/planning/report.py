@@ -17,29 +17,24 @@ COLUMNS = (
 def as_text(plan: Plan, nearest: Plan | None = None) -> str:
     """The steps of each shape, the other meshes, and what the job takes; for a model that does not fit, the nearest
     slice that it fits."""
-    topology = plan.topology
-    lines = [f"{plan.model} in {plan.dtype} on {topology.name}: {topology.chips} chips, {plan.workload.describe}"]
-    if plan.best is None:
-        lines += ["", f"It fits no mesh of {topology.name}:"]
+    topology, best = plan.topology, plan.best
+    lines = [f"{plan.model} in {plan.dtype} on {topology.name}: {topology.chips} chips, {plan.workload.describe}", ""]
+    if best is None:
+        lines.append(f"It fits no mesh of {topology.name}:")
     else:
-        lines += ["", f"Best mesh: {plan.best.mesh}. Of each device, in a step:", ""]
-        lines += _table([COLUMNS, *(_row(step, topology) for step, _ in plan.best.steps.values())])
-        lines += [f"note: {note}" for note in plan.best.notes]
+        lines += [f"Best mesh: {best.mesh}. Of each device, in a step:", ""]
+        lines += _table([COLUMNS, *(_row(step, topology) for step, _ in best.steps.values())])
+        lines += [f"note: {note}" for note in best.notes]
         lines += ["", "Other meshes:"] if plan.others else []
-    notes = set(plan.best.notes) if plan.best else set()
+    known = best.notes if best else ()
     for each in plan.others:
-        lines.append(
-            f"  {each.mesh}: {'; '.join((each.refused, *(note for note in each.notes if note not in notes)))}"
-        )
-    if nearest is not None:
+        lines.append(f"  {each.mesh}: {'; '.join((each.refused, *(n for n in each.notes if n not in known)))}")
+    if nearest is not None and nearest.best is not None:
         lines += ["", f"It fits {nearest.topology.name} with {nearest.best.mesh}, the nearest that was found."]
-    elif plan.best is None:
-        lines += [
-            "",
-            "It fits none of the larger slices that were tried: take a chip with more memory, or shorter inputs.",
-        ]
-    if plan.best is not None and plan.best.pairs_per_second:
-        lines += ["", "The job:", "", *_job(plan)]
+    elif best is None:
+        lines += ["", "It fits no larger slice that was tried: take a chip with more memory, or shorter inputs."]
+    elif best.pairs_per_second:
+        lines += ["", "The job:", "", *_job(plan, best)]
     return "\n".join(lines)
 
 
@@ -55,7 +50,7 @@ def as_dict(plan: Plan, nearest: Plan | None = None) -> dict[str, Any]:
         "fits": plan.best is not None,
         "best": None if plan.best is None else _mesh(plan, plan.best),
         "others": [_mesh(plan, each) for each in plan.others],
-        "nearest": nearest and {"topology": nearest.topology.name, "mesh": nearest.best.mesh},
+        "nearest": nearest and nearest.best and {"topology": nearest.topology.name, "mesh": nearest.best.mesh},
         "job": {
             "pairs": plan.workload.pairs,
             "hours": plan.hours,
@@ -122,9 +117,9 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def _job(plan: Plan) -> list[str]:
+def _job(plan: Plan, best: MeshPlan) -> list[str]:
     """A lower bound of what the job takes."""
-    best, chips = plan.best, plan.topology.chips
+    chips = plan.topology.chips
     rows = {"pairs/s at most": f"{best.pairs_per_second:,.0f}", "bound by": best.bound}
     if plan.hours is not None:
         rows = {"pairs": f"{plan.workload.pairs:,}"} | rows

@@ -2,9 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -15,11 +13,12 @@ from flax_rerank.models.splash import kernel_scores, keys_read_again
 from flax_rerank.operations import Sizes, all_scores, count_work, passes, sizes_of
 from flax_rerank.out_of_memory import is_out_of_memory
 from flax_rerank.planning import hlo
-from flax_rerank.planning.abstract import WeightlessReranker
+from flax_rerank.planning.abstract import AbstractScorer
 from flax_rerank.planning.analysis import bytes_moved, collectives_of
 from flax_rerank.planning.chips import GIB
 from flax_rerank.planning.roofline import Counts, Roofline, roofline
 from flax_rerank.planning.topology import Topology
+from flax_rerank.scoring import Static
 from flax_rerank.sharding import DATA, ShardingRules
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -69,21 +68,21 @@ class StepPlan:
         return self.shape.rows / self.roofline.seconds if self.roofline.seconds else 0.0
 
 
-def plan_step(reranker: WeightlessReranker, topology: Topology, shape: Shape, options: Mapping[str, Any]) -> StepPlan:
+def plan_step(scorer: AbstractScorer, topology: Topology, shape: Shape, static: Static) -> StepPlan:
     """Compile a step for a topology and count what it does. For GPUs nothing is compiled.
 
     Args:
-        reranker: on a mesh of the topology's devices.
-        options: keyword arguments of the model.
+        scorer: on a mesh of the topology's devices.
+        static: the model's static arguments.
 
     Raises:
         DoesNotFit: the step takes more memory than a device has.
     """
-    platform, itemsize = topology.chip.platform, reranker.dtype.itemsize
-    sizes = sizes_on_a_device(sizes_of(reranker.model.config), reranker.mesh, reranker.sharding_rules)
-    rows = shape.rows // reranker.mesh.shape[DATA]
-    layers = options["layers"][-1] if "layers" in options else None
-    run = (sizes, shape.length, layers, options.get("compressed", ()))
+    platform, itemsize = topology.chip.platform, scorer.dtype.itemsize
+    sizes = sizes_on_a_device(sizes_of(scorer.spec.config), scorer.mesh, scorer.spec.settings.sharding_rules)
+    rows = shape.rows // scorer.mesh.shape[DATA]
+    readout, compression = static
+    run = (sizes, shape.length, readout.layers[-1], compression.at if compression else ())
     work = count_work(*run, count_scores=scores_on_tpu if platform == "tpu" else all_scores)
     flops = rows * work.operations
     if platform == "gpu":
@@ -91,9 +90,9 @@ def plan_step(reranker: WeightlessReranker, topology: Topology, shape: Shape, op
         counts = Counts(flops, moved)
         return StepPlan(shape, counts, roofline(counts, topology, 8 * itemsize))
     start = time.perf_counter()
-    compiled, memory = _compile(reranker.trace(shape, options), shape, topology.chip.memory)
+    compiled, memory = _compile(scorer.trace(shape, static), shape, topology.chip.memory)
     seconds = time.perf_counter() - start
-    program = hlo.parse(compiled.as_text())
+    program = hlo.parse(compiled.as_text() or "")
     moved = bytes_moved(program)
     if platform == "tpu":
         again = (

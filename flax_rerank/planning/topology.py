@@ -132,7 +132,7 @@ def _chips(layout: str) -> int:
 
 def _stand_ins(count: int) -> Sequence[jax.Device]:
     with suppress(RuntimeError):  # JAX has started already
-        jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
+        jax.config.update("jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"]))
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise ValueError(

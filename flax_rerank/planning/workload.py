@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from flax_rerank.planning.abstract import WeightlessReranker
-from flax_rerank.text.pairs import Template, TokenizedPairs, tokenize
-from flax_rerank.text.tokenizer import Tokenizer
+from flax_rerank.spec import Spec
+from flax_rerank.text.pairs import TokenizedPairs, tokenize
 
 # Jobs are scored in shards of so many rows, and the table of shapes is fitted to a shard.
 SHARD_ROWS = 10_000
@@ -23,20 +22,19 @@ class Workload:
     Attributes:
         pairs: how many the job has; None if not known.
         describe: their lengths, in words.
-        shard: makes one shard of them for a reranker.
+        shard: makes one shard of them for a model.
     """
 
     pairs: int | None
     describe: str
-    shard: Callable[[WeightlessReranker], TokenizedPairs]
+    shard: Callable[[Spec], TokenizedPairs]
 
 
 def longest(pairs: int | None) -> Workload:
     """Pairs that all have the greatest length that `max_length` allows."""
 
-    def shard(reranker: WeightlessReranker) -> TokenizedPairs:
-        template = reranker.resolve().template
-        return _pairs_of(np.full(_rows(pairs), template.max_tokens), 16, template, reranker.tokenizer)
+    def shard(spec: Spec) -> TokenizedPairs:
+        return _of_lengths(spec, np.full(_rows(pairs), spec.template(spec.settings).max_tokens), 16)
 
     return Workload(pairs, "all pairs of the greatest length", shard)
 
@@ -55,19 +53,17 @@ def of_lengths(path: Path, pairs: int | None, query_tokens: int) -> Workload:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        lengths, counts = zip(*found.items(), strict=True) if isinstance(found, dict) else (found, [1] * len(found))
-        lengths, counts = ([int(str(number)) for number in numbers] for numbers in (lengths, counts))
-        lengths, counts = np.asarray(lengths), np.asarray(counts)
-        if lengths.ndim != 1 or lengths.min() < 1 or counts.min() < 0 or counts.sum() == 0:
+        items = found.items() if isinstance(found, dict) else [(length, 1) for length in found]
+        lengths, counts = np.asarray([[int(str(number)) for number in item] for item in items]).T
+        if lengths.min() < 1 or counts.min() < 0 or counts.sum() == 0:
             raise ValueError("lengths are at least 1, counts at least 0")
     except (ValueError, TypeError) as error:
         raise ValueError(f'{path} is neither a JSON list of lengths nor {{"length": count, ...}}: {error}') from error
     total = int(counts.sum()) if pairs is None else pairs
 
-    def shard(reranker: WeightlessReranker) -> TokenizedPairs:
-        template = reranker.resolve().template
-        shares = np.sort(np.random.default_rng(SEED).choice(lengths, _rows(total), p=counts / counts.sum()))
-        return _pairs_of(np.minimum(shares, template.max_tokens), query_tokens, template, reranker.tokenizer)
+    def shard(spec: Spec) -> TokenizedPairs:
+        drawn = np.random.default_rng(SEED).choice(lengths, _rows(total), p=counts / counts.sum())
+        return _of_lengths(spec, drawn, query_tokens)
 
     return Workload(total, f"lengths of {path.name}", shard)
 
@@ -81,26 +77,25 @@ def of_sample(path: Path, sample: list[tuple[str, str]], pairs: int | None) -> W
     """
     total = len(sample) if pairs is None else pairs
 
-    def shard(reranker: WeightlessReranker) -> TokenizedPairs:
-        if not reranker.source.has_tokenizer:
+    def shard(spec: Spec) -> TokenizedPairs:
+        if not spec.tokenizer.files:
             raise ValueError(
-                f"a sample needs the model's tokenizer, and only the config of {reranker.source.name} is known: give "
+                f"a sample needs the model's tokenizer, and only the config of {spec.name} is known: give "
                 "its folder, or the lengths of the pairs (--lengths)"
             )
         tokenized = tokenize(
             sample,
-            reranker.tokenizer,
-            reranker.resolve().template,
-            query_instruction=reranker.query_instruction,
-            passage_instruction=reranker.passage_instruction,
+            spec.tokenizer,
+            spec.template(spec.settings),
+            query_instruction=spec.settings.query_instruction,
+            passage_instruction=spec.settings.passage_instruction,
             skip_faulty=True,
         )
         sound = np.setdiff1d(np.arange(len(sample)), list(tokenized.faults))
         if len(sound) == 0:
             raise ValueError(f"no pair of {path} can be scored; pair 0: {tokenized.faults[0]}")
         chosen = np.random.default_rng(SEED).choice(sound, _rows(total)) if total > len(sound) else sound
-        columns = ("query_index", "passage_index", "query_lengths", "passage_lengths", "truncated")
-        return replace(tokenized, faults={}, **{name: getattr(tokenized, name)[chosen] for name in columns})
+        return _pairs(spec, tokenized.query_lengths[chosen], tokenized.passage_lengths[chosen])
 
     return Workload(total, f"lengths of {path.name}", shard)
 
@@ -109,19 +104,25 @@ def _rows(pairs: int | None) -> int:
     return SHARD_ROWS if pairs is None else min(pairs, SHARD_ROWS)
 
 
-def _pairs_of(lengths: np.ndarray, query_tokens: int, template: Template, tokenizer: Tokenizer) -> TokenizedPairs:
-    """Pairs without texts whose lengths, with all that is around query and passage, are these."""
-    rest = np.maximum(lengths - template.special_tokens, 0).astype(np.int32)
-    query = np.minimum(rest, query_tokens).astype(np.int32)
-    index = np.arange(len(lengths))
+def _of_lengths(spec: Spec, lengths: np.ndarray, query_tokens: int) -> TokenizedPairs:
+    """Pairs of these lengths, with all that is around query and passage; longer ones are cut."""
+    template = spec.template(spec.settings)
+    rest = np.clip(lengths, template.special_tokens, template.max_tokens) - template.special_tokens
+    query = np.minimum(rest, query_tokens)
+    return _pairs(spec, query, rest - query)
+
+
+def _pairs(spec: Spec, query_lengths: np.ndarray, passage_lengths: np.ndarray) -> TokenizedPairs:
+    """Pairs with so many tokens of query and passage, without their texts, of which no two are equal."""
+    index = np.arange(len(query_lengths))
     return TokenizedPairs(
-        template=template,
-        tokenizer=tokenizer,
+        template=spec.template(spec.settings),
+        tokenizer=spec.tokenizer,
         texts=[],
         query_index=index,
         passage_index=index,
-        query_lengths=query,
-        passage_lengths=rest - query,
-        truncated=np.zeros(len(lengths), bool),
+        query_lengths=query_lengths.astype(np.int32),
+        passage_lengths=passage_lengths.astype(np.int32),
+        truncated=np.zeros(len(index), bool),
         faults={},
     )

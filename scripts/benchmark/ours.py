@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from benchmark.protocol import peak_memory, product_rate, serve
@@ -73,15 +72,15 @@ class Ours:
 
         prepared = self._reranker.prepare(pairs, **options)
         scorer = self._reranker._scorer
-        of_length = prepared.call.options(prepared.pairs, [shape.length for shape in prepared.table])
-        batches = [(make_batch(prepared.pairs, step), of_length(step.shape.length)) for step in prepared.steps]
+        static = prepared.call.static(prepared.pairs, [shape.length for shape in prepared.table])
+        batches = [(make_batch(prepared.pairs, step), static(step.shape.length)) for step in prepared.steps]
         start = time.perf_counter()
-        jax.block_until_ready([scorer._dispatch(*batch) for batch in batches])
+        jax.block_until_ready([scorer._dispatch(self._reranker.params, *batch) for batch in batches])
         return {
             "seconds": time.perf_counter() - start,
             "tokens": int(prepared.tokens.sum()),
             "flops": sum(
-                pair_operations(self._reranker.model.config, batches[0][1], length, passage)
+                pair_operations(self._reranker.spec.config, prepared.call, length, passage)
                 for length, passage in zip(prepared.tokens, prepared.pairs.passage_lengths, strict=True)
             ),
         }
@@ -102,19 +101,19 @@ class Ours:
         return {"peak_bytes": peak_memory(), "device_peak_bytes": stats.get("peak_bytes_in_use")}
 
 
-def pair_operations(config: Any, options: Mapping[str, Any], length: int, passage: int) -> int:
+def pair_operations(config: Any, call: Any, length: int, passage: int) -> int:
     """Operations that a score needs.
 
     Args:
         config: of the architecture.
-        options: what the reranker gives to the model beside the pairs.
+        call: which of its layers are run, and where passages are compressed.
         length, passage: tokens of the pair and of its passage.
     """
     from flax_rerank.operations import compress_pair, count_work, sizes_of
 
-    at = [layer for layer, _ in options.get("compressed", ())]
-    compressed = compress_pair(int(length), int(passage), at, options.get("ratio", 1))
-    return count_work(sizes_of(config), int(length), options.get("layers", (None,))[-1], compressed).operations
+    length, passage = int(length), int(passage)
+    compressed = compress_pair(length, passage, call.compressed, getattr(call.settings, "compress_ratio", 1))
+    return count_work(sizes_of(config), length, call.readout.layers[-1], compressed).operations
 
 
 if __name__ == "__main__":

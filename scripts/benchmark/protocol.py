@@ -1,5 +1,5 @@
-"""Requests to a process of its own, one JSON line each, and the answers. Runs in either environment: nothing but the
-standard library."""
+"""Requests to another process, one JSON line each, and its answers. Runs in both environments: imports the standard
+library alone."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class Worker:
         )
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
-        """Have the worker's method of this name called.
+        """Call the worker's method of this name.
 
         Returns:
             What it returned; "idle_cpu_seconds", what the worker used since its last answer; and "others_cpu_share",
@@ -61,7 +61,7 @@ class Worker:
         if not answer:
             code = self._process.wait()
             self._errors.seek(0)
-            why = "killed, likely for want of memory: smaller batches?" if code == -9 else f"exit code {code}"
+            why = "killed, likely out of memory: take smaller batches" if code == -9 else f"exit code {code}"
             raise WorkerStopped(f"{self._module} stopped ({why}):\n{self._errors.read()[-3000:]}")
         result = json.loads(answer)
         others = cpu_seconds() - busy - result.pop("cpu_seconds")
@@ -79,13 +79,13 @@ class Worker:
 
 
 def serve(make: Callable[[dict[str, Any]], Any]) -> None:
-    """Answer requests until there are no more: each is a method of what `make` makes of the settings.
+    """Answer requests until the input ends: each names a method of the object that `make` returns for the settings.
 
     Before `make` imports anything, the process is bound to as many CPUs as "threads" says, from which both JAX and
     PyTorch take the number of their threads.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print is not an answer
     settings = json.loads(sys.argv[1])
     if settings["threads"] is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings["threads"]])

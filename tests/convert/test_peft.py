@@ -8,8 +8,8 @@ import pytest
 from reference_cases import CASES, load_case
 from safetensors.numpy import load_file, save_file
 
-from flax_rerank import FlaxAutoReranker
-from flax_rerank.convert import CheckpointError, peft
+from flax_rerank import CheckpointError, FlaxAutoReranker
+from flax_rerank.convert import peft
 from flax_rerank.convert.peft import merge_adapter
 from flax_rerank.convert.torch_files import open_torch_files
 

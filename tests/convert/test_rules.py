@@ -2,25 +2,17 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 from reference_cases import CASES
 from safetensors.numpy import load_file, save_file
 
-from flax_rerank.convert.hf_config import HFConfig
-from flax_rerank.convert.load import family_of, open_checkpoint, read_config
-from flax_rerank.convert.rules import (
-    IDENTITY,
-    TRANSPOSE,
-    CheckpointError,
-    Row,
-    Rule,
-    assign,
-    fill,
-    layer_norm,
-    linear,
-    unfill,
-)
+from flax_rerank.convert.load import open_checkpoint
+from flax_rerank.convert.rules import IDENTITY, TRANSPOSE, Row, Rule, assign, fill, layer_norm, linear
+from flax_rerank.export import TorchTensors
+from flax_rerank.params import ModuleParameters, shapes_of
 
 ENCODERS = ("encoder-bert", "encoder-xlmr")
 
@@ -45,28 +37,18 @@ def numbers(*shape, start=0):
     return np.arange(start, start + np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-@pytest.mark.parametrize(
-    "name", ["xbert.norm.weight", "x.bert.norm.weight", "bert.norm.weight_g", "bert.norm.weight.0", "bert.norm.weigh"]
-)
-def test_a_name_with_more_or_less_around_it_does_not_match(name):
-    assert Rule("bert.norm.weight", "norm").match(name) == (False, None)
+@pytest.mark.parametrize("name", ["xnorm.weight", "x.norm.weight", "norm.weight_g", "norm.weight.0", "normxweight"])
+def test_names_match_whole(name):
+    assert faults_of(without(TENSORS, "norm.weight") | {name: (4,)}) == [
+        "tensor norm.weight is missing",
+        f"tensor {name} [4] is left over",
+    ]
 
 
-def test_a_dot_in_a_rule_matches_only_a_dot():
-    assert Rule("a.b", "p").match("a.b") == (True, None)
-    assert Rule("a.b", "p").match("axb") == (False, None)
-
-
-@pytest.mark.parametrize(("number", "index"), [("0", 0), ("7", 7), ("10", 10), ("123", 123)])
-def test_the_layer_number_of_a_name_is_the_index(number, index):
-    rule = Rule("layer.{i}.weight", "layers.weight")
-    assert rule.match(f"layer.{number}.weight") == (True, index)
-    assert rule.torch_name(index) == f"layer.{number}.weight"
-
-
-@pytest.mark.parametrize("number", ["", "01", "-1", "1a", "1.2", "{i}", "٣", "+1", " 1"])
+@pytest.mark.parametrize("number", ["01", "-1", "1a", "{i}", "٣", " 1"])
 def test_what_is_no_layer_number_does_not_match(number):
-    assert Rule("layer.{i}.weight", "layers.weight").match(f"layer.{number}.weight") == (False, None)
+    faults = faults_of(TENSORS | {f"layer.{number}.dense.bias": (3,)})
+    assert faults == [f"tensor layer.{number}.dense.bias [3] is left over"]
 
 
 def test_the_shape_in_pytorch_has_neither_layer_axis_nor_slots_and_is_transposed():
@@ -162,9 +144,9 @@ def test_one_row_of_a_matrix_is_read_without_the_others():
 
 def test_a_row_inverts_only_where_it_was_the_whole_matrix():
     row = numbers(3)
-    np.testing.assert_array_equal(unfill(row, Rule("head.weight", "head", Row(0, 1)))["head.weight"], row[None])
+    np.testing.assert_array_equal(Row(0, 1).to_torch(row), row[None])
     with pytest.raises(ValueError, match="only row 2 of 5"):
-        unfill(row, Rule("head.weight", "head", Row(2, 5)))
+        Row(2, 5).to_torch(row)
 
 
 @pytest.mark.parametrize("transform", [IDENTITY, TRANSPOSE])
@@ -204,9 +186,7 @@ def test_a_missing_tensor_is_a_fault():
 
 
 def test_a_left_over_tensor_is_a_fault():
-    assert faults_of(TENSORS | {"lm_head.weight": (9, 4)}) == [
-        "tensor lm_head.weight [9, 4] is left over: no rule takes it"
-    ]
+    assert faults_of(TENSORS | {"lm_head.weight": (9, 4)}) == ["tensor lm_head.weight [9, 4] is left over"]
 
 
 def test_a_misshapen_tensor_is_a_fault_with_both_shapes():
@@ -216,23 +196,21 @@ def test_a_misshapen_tensor_is_a_fault_with_both_shapes():
 
 
 def test_a_layer_too_many_is_a_fault():
-    assert faults_of(TENSORS | {"layer.2.dense.bias": (3,)}) == [
-        "tensor layer.2.dense.bias [3] is left over: the model has 2 of these"
-    ]
+    assert faults_of(TENSORS | {"layer.2.dense.bias": (3,)}) == ["tensor layer.2.dense.bias [3] is left over"]
 
 
 def test_a_tensor_that_two_rules_take_is_a_fault():
-    assert faults_of(rules=(*RULES, Rule("norm.bias", "norm.scale"))) == ["tensor norm.bias [4] is taken by 2 rules"]
+    faults = faults_of(params=PARAMS | {"other": (4,)}, rules=(*RULES, Rule("norm.bias", "other")))
+    assert faults == ["tensor norm.bias is taken by two rules"]
 
 
-def test_a_tensor_that_another_tensor_also_fills_is_a_fault():
+def test_a_parameter_that_two_rules_fill_is_a_fault():
     faults = faults_of(TENSORS | {"norm.gamma": (4,)}, rules=(*RULES, Rule("norm.gamma", "norm.scale")))
-    assert faults == ["tensor norm.gamma fills norm.scale a second time"]
+    assert faults == ["parameter norm.scale [4] has rules for the slots [None, None]"]
 
 
 def test_a_tensor_for_a_parameter_that_the_model_has_not_is_a_fault():
-    faults = faults_of(params=without(PARAMS, "norm.bias"))
-    assert faults == ["tensor norm.bias [4] is left over: the model has no norm.bias"]
+    assert faults_of(params=without(PARAMS, "norm.bias")) == ["tensor norm.bias [4] is left over"]
 
 
 def test_a_parameter_without_a_rule_is_a_fault():
@@ -244,8 +222,7 @@ def test_a_slot_without_a_rule_is_a_fault():
     tensors = {"p0.weight": (5, 4), "p1.weight": (5, 4)}
     assert faults_of(tensors, {"p.kernel": (4, 2, 5)}, rules) == []
     faults = faults_of(tensors, {"p.kernel": (4, 3, 5)}, rules)
-    assert len(faults) == 1
-    assert "p.kernel" in faults[0]
+    assert faults == ["parameter p.kernel [4, 3, 5] has rules for the slots [0, 1]"]
 
 
 def test_an_ignored_name_is_ignored_whole_only():
@@ -259,28 +236,21 @@ def test_all_faults_are_found_at_once():
     faults = faults_of(
         without(TENSORS, "norm.weight", "layer.1.dense.weight")
         | {"layer.0.dense.bias": (7,), "pooler.weight": (4, 4), "layer.5.dense.bias": (3,)},
-        rules=(*RULES, Rule("norm.bias", "norm.scale")),
+        params=PARAMS | {"other": (4,), "extra": (2,)},
+        rules=(*RULES, Rule("norm.bias", "other")),
     )
-    named = (
-        "norm.weight",
-        "layer.1.dense.weight",
-        "layer.0.dense.bias",
-        "pooler.weight",
-        "layer.5.dense.bias",
-        "norm.bias",
-    )
-    assert len(faults) == len(named)
-    for name in named:
-        assert sum(f"tensor {name} " in fault for fault in faults) == 1
+    assert faults == [
+        "tensor norm.bias is taken by two rules",
+        "parameter extra [2] has no rule",
+        "tensor norm.weight is missing",
+        "tensor layer.1.dense.weight is missing",
+        "tensor layer.0.dense.bias has shape [7], the config asks for [3]",
+        "tensor pooler.weight [4, 4] is left over",
+        "tensor layer.5.dense.bias [3] is left over",
+    ]
 
 
-def test_a_checkpoint_error_lists_every_fault():
-    error = CheckpointError("here", ["one", "two"])
-    assert error.faults == ("one", "two")
-    assert str(error).splitlines() == ["here cannot be loaded:", "  - one", "  - two"]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_inverted_rules_give_back_every_tensor_bit_for_bit(tmp_path, name, dtype):
     folder = shutil.copytree(CASES / name, tmp_path / name)
@@ -290,18 +260,12 @@ def test_the_inverted_rules_give_back_every_tensor_bit_for_bit(tmp_path, name, d
         tensor.reshape(-1)[-len(odd) :] = odd[-tensor.size :]
     save_file(tensors, folder / "model.safetensors")
 
-    hf = read_config(folder)
-    family = family_of(hf)
     checkpoint = open_checkpoint(folder)
-    params = {path: checkpoint.read(path, np.dtype(dtype)) for path in checkpoint.shapes()}
-    back = [
-        item
-        for rule in family.rules(family.config(HFConfig(hf)), hf)
-        for item in unfill(params[rule.flax], rule).items()
-    ]
-
-    assert sorted(key for key, _ in back) == sorted(tensors)
-    for key, tensor in back:
-        assert tensor.dtype == tensors[key].dtype
-        assert tensor.shape == tensors[key].shape
-        assert tensor.tobytes() == tensors[key].tobytes()
+    place = SingleDeviceSharding(jax.devices()[0])
+    module = checkpoint.load(np.dtype(dtype), lambda module: dict.fromkeys(shapes_of(module), place))
+    back = TorchTensors(ModuleParameters(module), module, checkpoint.config, None)
+    assert sorted(back.shapes()) == sorted(tensors)
+    for key, wanted in tensors.items():
+        found = back.read(key)
+        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+        assert found.tobytes() == wanted.tobytes()

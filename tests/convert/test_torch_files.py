@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from flax_rerank import FlaxAutoReranker
 from flax_rerank.convert.load import open_checkpoint
-from flax_rerank.convert.rules import CheckpointError
 from flax_rerank.convert.torch_files import open_torch_files, write_safetensors
+from flax_rerank.params import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 TENSORS = {f"t{i}": np.arange(6, dtype=np.float32).reshape(2, 3) + 10 * i for i in range(6)}

@@ -183,6 +183,7 @@ def test_model_class_decides_over_the_name(tmp_path):
         ("lightweight-gemma2", LightWeightFlaxLLMReranker),
     ],
 )
+@pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
 def test_the_config_of_a_folder_names_the_class(name, expected):
     spec = auto.find_spec(str(CASES / name))
     assert auto.class_of(spec) is expected

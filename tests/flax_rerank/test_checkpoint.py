@@ -9,24 +9,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+import orbax.checkpoint as ocp_v0
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from flax.traverse_util import flatten_dict
 from reference_cases import CASES, load_case
 
 from flax_rerank import CheckpointError, FlaxAutoReranker, FlaxLLMReranker, FlaxReranker, __version__
-from flax_rerank.checkpoint import (
-    FORMAT_VERSION,
-    Parameter,
-    new_folder,
-    part_indices,
-    read_manifest,
-    saving,
-    verify_manifest,
-)
+from flax_rerank.checkpoint import FORMAT_VERSION, new_folder, read_manifest, save, saving, verify_manifest
 from flax_rerank.checkpoint import params as params_module
-from flax_rerank.checkpoint.params import StoredParams, chunk_shape, write_params
+from flax_rerank.checkpoint.params import StoredParams, chunk_bytes, write_params
+from flax_rerank.conversion import convert
+from flax_rerank.params import parameters_of
 
 # Short pairs only: few shapes are compiled.
 PAIRS = [load_case("encoder-bert").pairs[i] for i in (0, 1, 2, 5, 10, 11)]
@@ -248,7 +243,7 @@ def test_a_newer_format_is_refused_with_both_versions(folder):
     change_config(folder, format_version=FORMAT_VERSION + 41)
     with pytest.raises(CheckpointError) as caught:
         load(folder)
-    assert f"format version is {FORMAT_VERSION + 41}, this flax-rerank reads {FORMAT_VERSION}: up" in str(caught.value)
+    assert f"format version is {FORMAT_VERSION + 41}, this flax-rerank reads 2 and 3: up" in str(caught.value)
     assert str(folder) in str(caught.value)
 
 
@@ -296,12 +291,15 @@ def resize(folder, **changes):
 
 
 DAMAGE = {
-    "manifest-removed": (lambda folder: remove(folder, "manifest.ocdbt"), "parameter .* is missing in params/"),
-    "manifest-truncated": (lambda folder: truncate(folder, "manifest.ocdbt"), "params/ is damaged"),
-    "index-removed": (lambda folder: remove(folder, "d/*"), "params/ is damaged"),
-    "index-truncated": (lambda folder: truncate(folder, "d/*"), "params/ is damaged"),
-    "arrays-removed": (lambda folder: remove(folder, "ocdbt.process_0/d/*"), "in params/ is damaged"),
-    "arrays-truncated": (lambda folder: truncate(folder, "ocdbt.process_0/d/*"), "in params/ is damaged"),
+    "index-removed": (
+        lambda folder: remove(folder, "state/manifest.ocdbt"),
+        r"params/state/manifest\.ocdbt is missing",
+    ),
+    "arrays-removed": (lambda folder: remove(folder, "state/*/d/*"), r"params/state/ocdbt\S* is missing"),
+    "arrays-truncated": (
+        lambda folder: truncate(folder, "state/*/d/*"),
+        r"params/state/ocdbt\S* has [\d,]+ bytes, manifest\.json says [\d,]+",
+    ),
     "a-layer-less": (lambda folder: resize(folder, num_hidden_layers=1), r"has shape \[2, .*asks for \[1, "),
     "a-layer-more": (lambda folder: resize(folder, num_hidden_layers=3), r"has shape \[2, .*asks for \[3, "),
     "another-vocabulary": (lambda folder: resize(folder, vocab_size=650), r"has shape \[700, 32\], .* \[650, 32\]"),
@@ -361,6 +359,8 @@ def test_one_flipped_bit_in_any_file_is_found_and_named(folder):
     assert "config.json" in names
     for name in names:
         whole = (folder / name).read_bytes()
+        if not whole:
+            continue
         (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         (fault,) = verify_manifest(folder)
         assert fault.startswith(f"{name} is damaged")
@@ -413,62 +413,119 @@ def test_the_arguments_for_scoring_are_kept_and_the_callers_come_first(tmp_path)
 # The parameters on disk
 
 
-def test_orbax_itself_reads_the_parameters(saved, reranker):
-    params = nnx.to_pure_dict(nnx.state(reranker("encoder-bert").model))
-    sharding = NamedSharding(Mesh(np.asarray(jax.devices()[:2]), "x"), PartitionSpec())
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params)
-    with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(saved / "params", target)
-    assert jax.tree.structure(restored) == jax.tree.structure(params)
-    for left, right in zip(jax.tree.leaves(restored), jax.tree.leaves(params), strict=True):
-        assert isinstance(left, jax.Array)
-        assert left.sharding == sharding
-        np.testing.assert_array_equal(left, right)
+def test_orbax_itself_reads_the_parameters_layer_by_layer(saved, reranker):
+    tree = flatten_dict(ocp.load(saved / "params"), sep=".")
+    for path, param in parameters_of(reranker("encoder-bert").model).items():
+        array = np.asarray(param.get_value())
+        layers = [tree.pop(f"{path}.{i}") for i in range(2)] if path.startswith("layers.") else tree.pop(path)
+        np.testing.assert_array_equal(layers, array)
+    assert tree == {}
+
+
+def test_a_checkpoint_of_format_2_is_read(folder, reranker):
+    shutil.rmtree(folder / "params")
+    with ocp_v0.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "params", nnx.to_pure_dict(nnx.state(reranker("encoder-bert").model)))
+    (folder / "manifest.json").unlink()
+    change_config(folder, format_version=2)
+    original, restored = params_of(reranker("encoder-bert")), params_of(load(folder))
+    for name, array in original.items():
+        assert array.tobytes() == restored[name].tobytes()
 
 
 @pytest.mark.parametrize(
-    ("shape", "chunk"),
+    ("shape", "size"),
     [
-        ((42, 3584, 14336), (1, 896, 1792)),
-        ((256000, 3584), (1000, 1792)),
-        ((42, 3584), (42, 3584)),
-        ((35, 3584), (35, 3584)),
-        ((24, 1024, 1024), (1, 1024, 1024)),
+        ((3584, 14336), 4 << 20),
+        ((256000, 3584), 4 << 20),
+        ((122753, 2304), 122753 * 2304 * 2),  # a prime
+        ((30522, 768), 5087 * 768 * 2),
+        ((7,), 4 << 20),
     ],
 )
-def test_large_parameters_are_cut_into_chunks_within_a_layer(shape, chunk):
-    assert chunk_shape(shape, np.dtype("bfloat16")) == chunk
+def test_leaves_are_cut_into_chunks_where_their_axes_divide(shape, size):
+    assert chunk_bytes(shape, np.dtype("bfloat16")) == size
 
 
-@pytest.mark.parametrize("shape", [(42, 3584, 14336), (256000, 3584), (250002, 1024), (42, 3584), (7,)])
-def test_parts_cover_a_parameter_in_whole_chunks_and_are_small(shape):
-    dtype = np.dtype("bfloat16")
-    chunk, stop = chunk_shape(shape, dtype), 0
-    for rows, *rest in part_indices(shape, dtype):
-        assert rows.start == stop
-        assert rows.start % chunk[0] == 0
-        assert [(part.start, part.stop) for part in rest] == [(0, size) for size in shape[1:]]
-        layer = int(np.prod(shape[1:])) * 2
-        assert (rows.stop - rows.start) * layer <= max(64 << 20, layer)
-        stop = rows.stop
-    assert stop == shape[0]
+class Arrays:
+    """Parameters in a dictionary; notes the sizes of the parts that are read."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+        self.sizes = []
+
+    def shapes(self):
+        return {path: array.shape for path, array in self.arrays.items()}
+
+    def read(self, path, dtype, index=()):
+        part = self.arrays[path][index].astype(dtype)
+        self.sizes.append(part.nbytes)
+        return part
 
 
-def test_a_part_is_read_in_another_dtype_and_from_few_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(params_module, "CHUNK_BYTES", 64)
-    array = np.arange(3 * 8 * 16, dtype=np.float32).reshape(3, 8, 16)
-
-    def parts():
-        for i in (0, 1, 2):
-            yield (slice(i, i + 1), slice(0, 8), slice(0, 16)), array[i : i + 1]
-
-    write_params(tmp_path / "params", {"a.b": Parameter(array.shape, array.dtype, parts)})
+def test_a_stack_is_written_layer_by_layer_and_read_in_any_part_and_dtype(tmp_path, monkeypatch):
+    monkeypatch.setattr(params_module, "GROUP_BYTES", 1000)
+    arrays = {"a.b": np.arange(12 * 8 * 16, dtype=np.float32).reshape(12, 8, 16), "c": np.arange(9, dtype=np.float32)}
+    source = Arrays(arrays)
+    written = []
+    write_params(tmp_path / "params", source, np.dtype(np.float32), {"a.b"}, written.append)
+    assert source.sizes == [8 * 16 * 4] * 12 + [9 * 4]
+    assert sum(written) == sum(array.nbytes for array in arrays.values())
+    assert max(written) <= 1000
     stored = StoredParams(tmp_path / "params")
-    assert stored.shapes() == {"a.b": (3, 8, 16)}
-    assert stored.dtypes() == {"a.b": np.dtype(np.float32)}
-    part = stored.read("a.b", np.dtype("bfloat16"), (slice(1, 3), slice(0, 8), slice(4, 8)))
-    assert part.dtype.name == "bfloat16"
-    np.testing.assert_array_equal(part, array[1:, :, 4:8].astype(part.dtype))
+    assert stored.shapes() == source.shapes()
+    assert stored.dtypes() == dict.fromkeys(arrays, np.dtype(np.float32))
+    for path, index in (("a.b", (11, ..., slice(4, 8))), ("a.b", (slice(1, 3), slice(2, 8))), ("a.b", ()), ("c", ())):
+        part = stored.read(path, np.dtype("bfloat16"), index)
+        assert part.dtype.name == "bfloat16"
+        np.testing.assert_array_equal(part, arrays[path][index].astype(part.dtype))
+
+
+@pytest.mark.parametrize("change", [remove, truncate])
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        ("state/_METADATA", "params/ is damaged"),
+        ("state/d/*", "params/ is damaged"),
+        ("state/*/d/*", r"parameter a\.b in params/ is damaged \(.*Error reading"),
+    ],
+)
+def test_damage_is_found_without_a_manifest_too(tmp_path, change, files, what):
+    write_params(tmp_path / "params", Arrays({"a.b": np.ones((64, 64))}), np.dtype(np.float32), set())
+    change(tmp_path, files)
+    with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be loaded:\n  - {what}"):
+        StoredParams(tmp_path / "params").read("a.b", np.dtype(np.float32))
+
+
+def test_a_disk_that_fills_up_is_an_error_that_names_the_folder(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(ocp.partial, "save", full)
+    with pytest.raises(OSError, match=r"orbax could not write .*No space left.*: '.*/params'"):
+        write_params(tmp_path / "params", Arrays({"a": np.zeros(3)}), np.dtype(np.float32), set())
+
+
+@pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kept_head_is_kept_when_the_model_is_saved(tmp_path, overwrite):
+    convert(str(CASES / "decoder-llama"), tmp_path / "one", keep_head=True)
+    kept = (tmp_path / "one" / "kept.safetensors").read_bytes()
+    model = load(tmp_path / "one")
+    out = tmp_path / ("one" if overwrite else "two")
+    save(
+        out,
+        model.model,
+        model.tokenizer,
+        model_class=model.model_class,
+        scoring={},
+        source_config=model.source_config,
+        source=None,
+        kept=tmp_path / "one" / "kept.safetensors",
+        overwrite=overwrite,
+    )
+    assert (out / "kept.safetensors").read_bytes() == kept
+    assert verify_manifest(out) == []
 
 
 # Killed processes

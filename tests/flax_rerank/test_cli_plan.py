@@ -48,8 +48,8 @@ def test_a_plan_for_machines(capsys, tmp_path):
     [
         (["--topology", "v9:1"], "'v9' is not a known chip"),
         (["--topology", "h100:8", "--mesh", "data=2,model=4"], "take data=8"),
-        (["--topology", "h100:8", "--cutoff-layers", "28"], "--cutoff-layers is no option for"),
-        (["--topology", "h100:8", "--max-length", "9000"], "max_length is 9000, the model has 512 positions"),
+        (["--topology", "h100:8", "--cutoff-layers", "28"], "--cutoff-layers is not an option for"),
+        (["--topology", "h100:8", "--max-length", "9000"], "max_length 9000 makes inputs of up to 9000 tokens"),
         (["--topology", "h100:8", "--lengths", "missing.json"], "missing.json"),
     ],
 )

@@ -8,6 +8,7 @@ from reference_cases import CASES
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import FlaxAutoReranker
+from flax_rerank.checkpoint import manifest
 from flax_rerank.cli import main
 from flax_rerank.conversion import convert
 from flax_rerank.convert.torch_files import PickleFiles, SafetensorsFiles
@@ -75,7 +76,7 @@ def test_a_flax_checkpoint(converted):
     found = inspect_folder(converted, check=True)
     assert found.reasons == []
     facts = found.facts
-    assert facts["format"] == "Flax, version 2"
+    assert facts["format"] == "Flax, version 3"
     assert facts["architecture"] == "LlamaForCausalLM"
     assert facts["class"] == "FlaxLLMReranker"
     assert facts["scoring"] == {"prompt": "Good?"}
@@ -114,7 +115,7 @@ def test_all_reasons_are_given_at_once(torch):
         ({"hidden_size": 48}, "the config asks for"),
         ({"hidden_size": "32"}, "config.json holds something unexpected"),
         ({"num_attention_heads": 0}, "config.json holds something unexpected"),
-        ({"architectures": None, "model_type": "bert"}, "does not say which class it is"),
+        ({"architectures": None, "model_type": "bert"}, "does not say which kind of reranker it is"),
         ({"max_position_embeddings": 128}, "has shape [512, 32], the config asks for [128, 32]"),
     ],
 )
@@ -128,7 +129,10 @@ def test_too_few_positions_for_the_class_are_a_reason(torch):
     name = "bert.embeddings.position_embeddings.weight"
     save_file(tensors | {name: tensors[name][:128].copy()}, torch / "model.safetensors")
     change_config(torch, max_position_embeddings=128)
-    assert inspect_folder(torch).reasons == ["max_length is 512, the model has 128 positions"]
+    assert inspect_folder(torch).reasons == [
+        "max_length 512 makes inputs of up to 512 tokens with all that is put around query and passage; "
+        "the model has 128 positions"
+    ]
 
 
 def test_the_name_and_the_config_are_both_shown(torch):
@@ -136,7 +140,7 @@ def test_the_name_and_the_config_are_both_shown(torch):
     found = inspect_folder(folder)
     assert found.facts["class_by_name"] == "FlaxLLMReranker"
     assert found.facts["class_by_config"] == "FlaxReranker"
-    assert "is a encoder-only-base reranker, FlaxLLMReranker takes decoder-only-base" in found.reasons[0]
+    assert "is a reranker of the kind encoder-only-base, not decoder-only-base" in found.reasons[0]
     folder = folder.rename(folder.with_name("jina-reranker-v2-base-multilingual"))
     assert "rotary positions, which is not there yet" in inspect_folder(folder).reasons[0]
 
@@ -198,14 +202,18 @@ def test_a_damaged_flax_checkpoint_says_what_is_wrong(flax):
     change_config(flax, format_version=99)
     assert "upgrade flax-rerank" in reasons()
     config = json.loads((flax / "config.json").read_text())
-    more = config["architecture_config"] | {"num_hidden_layers": 3, "head_layers": [3]}
-    change_config(flax, format_version=2, architecture_config=more)
+    source = config["source_config"]
+    change_config(flax, format_version=3, source_config=source | {"num_hidden_layers": 3})
     assert "has shape [2, 32], the config asks for [3, 32]" in reasons()
-    change_config(flax, architecture_config=more | {"of_tomorrow": 1})
-    assert "config.json does not describe a model" in reasons()
-    change_config(flax, model_class="unheard-of", architecture_config=config["architecture_config"])
+    change_config(flax, source_config=source | {"of_tomorrow": 1})
+    assert "of_tomorrow = 1 is not understood" in reasons()
+    change_config(flax, model_class="unheard-of", source_config=source)
     assert "unheard-of" in reasons()
-    change_config(flax, model_class="decoder-only-base")
+    change_config(flax, model_class="encoder-only-base")
+    assert "is a reranker of the kind decoder-only-base, not encoder-only-base" in reasons()
+    change_config(flax, model_class="decoder-only-base", head_tokens=[7])
+    assert "has the rows of the tokens (7,)" in reasons()
+    change_config(flax, head_tokens=config["head_tokens"])
     assert reasons() == ""
     change_config(flax, source_config=None)
     assert "config.json holds something unexpected" in reasons()
@@ -224,7 +232,8 @@ def test_a_damaged_flax_checkpoint_says_what_is_wrong(flax):
     assert "tokenizer" in reasons()
 
 
-def test_hashes_are_compared_when_asked(flax, capsys):
+def test_hashes_are_compared_when_asked(flax, capsys, monkeypatch):
+    monkeypatch.setattr(manifest, "SMALL", 0)  # those of small files always are
     data = max((flax / "params").rglob("*"), key=lambda file: file.stat().st_size if file.is_file() else 0)
     flipped = bytearray(data.read_bytes())
     flipped[len(flipped) // 2] ^= 1

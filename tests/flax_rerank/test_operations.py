@@ -7,10 +7,10 @@ import jax
 import pytest
 
 from flax_rerank.operations import Sizes, all_scores, compress_pair, count_work, passes, sizes_of, visible_scores
-from flax_rerank.planning.abstract import find_model, weightless_reranker
+from flax_rerank.planning.abstract import abstract_scorer
+from flax_rerank.planning.published import find_spec
 from flax_rerank.planning.topology import find_topology
 from flax_rerank.planning.workload import longest
-from flax_rerank.sharding import ShardingRules
 
 ENCODER = Sizes(
     layers=2,
@@ -79,19 +79,19 @@ def test_visible_scores_are_those_of_the_mask(causal, window):
 )
 def test_the_count_is_that_of_the_traced_model(name, arguments):
     """All products but those of heads and of compression, at the published sizes."""
-    reranker = weightless_reranker(find_model(name), find_topology("cpu:1"), "data=1", ShardingRules(), **arguments)
-    sizes = sizes_of(reranker.model.config)
-    weights = [each for each in reranker.parameters if len(each.shape) == 3]
+    scorer = abstract_scorer(find_spec(name, **arguments), find_topology("cpu:1"))
+    sizes = sizes_of(scorer.spec.config)
+    weights = [each for each in scorer.params.values() if len(each.shape) == 3]
     assert (sizes.key_value_weights + sizes.other_weights) * sizes.layers == sum(math.prod(w.shape) for w in weights)
 
-    pairs = longest(8).shard(reranker)
-    prepared = reranker.plan(pairs)
+    pairs = longest(8).shard(scorer.spec)
+    prepared = scorer.plan(pairs)
     shape = prepared.steps[0].shape
-    options = prepared.call.options(pairs, [each.length for each in prepared.table])(shape.length)
-    layers, compressed = options.get("layers", (None,))[-1], options.get("compressed", ())
+    readout, compression = prepared.call.static(pairs, [each.length for each in prepared.table])(shape.length)
+    compressed = compression.at if compression else ()
     assert (compressed != ()) == ("compress_layers" in arguments)
-    expected = shape.rows * count_work(sizes, shape.length, layers, compressed, all_scores).operations
-    found = products(reranker.trace(shape, options).jaxpr, 1)
+    expected = shape.rows * count_work(sizes, shape.length, readout.layers[-1], compressed, all_scores).operations
+    found = products(scorer.trace(shape, (readout, compression)).jaxpr, 1)
     assert expected <= found
     assert found == pytest.approx(expected, rel=1e-3)
 

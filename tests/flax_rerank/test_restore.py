@@ -11,12 +11,11 @@ import pytest
 from reference_cases import CASES, largest_difference, load_case
 from safetensors.numpy import load_file, save_file
 
-from flax_rerank import FlaxAutoReranker
-from flax_rerank.checkpoint import params as checkpoint_params
+from flax_rerank import FlaxAutoReranker, ShardingRules
 from flax_rerank.checkpoint.params import StoredParams
 from flax_rerank.conversion import convert
 from flax_rerank.convert import TorchCheckpoint
-from flax_rerank.convert.load import parameters_of
+from flax_rerank.params import parameters_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
 DEVICES = 8
@@ -57,17 +56,26 @@ def load(folder, **arguments):
 
 @pytest.mark.parametrize("kind", ["torch", "flax"])
 def test_each_of_eight_devices_has_an_eighth_and_no_part_is_read_twice(folders, kind, monkeypatch):
-    owner = {"torch": TorchCheckpoint, "flax": StoredParams}[kind]
-    read, sizes = owner.read, {}
+    read, load_leaves, sizes = TorchCheckpoint.read, StoredParams._load, {}
 
     def noting(self, path, dtype, index=()):
         part = read(self, path, dtype, index)
         sizes[path] = sizes.get(path, 0) + part.size
         return part
 
-    monkeypatch.setattr(owner, "read", noting)
+    def noting_leaves(self, abstract):
+        for name, leaf in abstract.items():
+            path = name.rstrip(".0123456789")
+            sizes[path] = sizes.get(path, 0) + leaf.size
+            assert len(leaf.sharding.device_set) == devices
+        return load_leaves(self, abstract)
+
+    monkeypatch.setattr(TorchCheckpoint, "read", noting)
+    monkeypatch.setattr(StoredParams, "_load", noting_leaves)
+    devices = 1
     one = load(folders[kind], devices="cpu:0", dtype="float32")
     sizes.clear()
+    devices = DEVICES
     model = load(folders[kind], mesh=f"model={DEVICES}", dtype="float32").model
     params = parameters_of(model)
     split = [path for path, param in params.items() if not param.get_value().sharding.is_fully_replicated]
@@ -81,14 +89,23 @@ def test_each_of_eight_devices_has_an_eighth_and_no_part_is_read_twice(folders, 
         np.testing.assert_array_equal(array, parameters_of(one.model)[path].get_value())
 
 
+def test_layers_may_be_split_too(folders):
+    devices = [f"cpu:{i}" for i in range(6)]
+    rules = ShardingRules(layers="data")
+    model = load(folders["flax"], devices=devices, mesh="data=3,model=2", sharding_rules=rules, dtype="float32").model
+    one = load(folders["flax"], devices="cpu:0", dtype="float32").model
+    for path, param in parameters_of(model).items():
+        assert (param.get_value().sharding.spec[:1] == ("data",)) == path.startswith("layers.")
+        np.testing.assert_array_equal(param.get_value(), parameters_of(one)[path].get_value())
+
+
 def test_scores_on_a_mesh_are_those_of_one_device(folders):
     one = load(folders["flax"], dtype="float32", devices="cpu:0")
     mesh = load(folders["flax"], dtype="float32", mesh=f"model={DEVICES}")
     assert largest_difference(mesh.compute_score(PAIRS), one.compute_score(PAIRS)) <= 1e-5
 
 
-def test_what_is_saved_from_a_mesh_is_whole(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_params, "CHUNK_BYTES", 1 << 10)
+def test_what_is_saved_from_a_mesh_is_whole(folders, tmp_path):
     sharded = load(folders["flax"], mesh=f"model={DEVICES}", dtype="bfloat16")
     sharded.save(tmp_path / "out")
     wanted = parameters_of(sharded.model)
@@ -100,12 +117,11 @@ def test_what_is_saved_from_a_mesh_is_whole(folders, tmp_path, monkeypatch):
         assert found.tobytes() == np.asarray(param.get_value()).tobytes()
 
 
-@pytest.mark.parametrize("kind", ["torch", "flax"])
-def test_replicas_along_the_data_axis_come_from_one_read(folders, kind, monkeypatch):
+def test_replicas_along_the_data_axis_come_from_one_read(folders, monkeypatch):
     parts = []
     put = jax.device_put
     monkeypatch.setattr(jax, "device_put", lambda part, device: parts.append(part) or put(part, device))
-    model = load(folders[kind], mesh="data=4,model=2", dtype="bfloat16").model
+    model = load(folders["torch"], mesh="data=4,model=2", dtype="bfloat16").model
     split = [not param.get_value().sharding.is_fully_replicated for param in parameters_of(model).values()]
     assert len(parts) == DEVICES * len(split)
     runs = sum(left is not right for left, right in pairwise(parts)) + 1

@@ -15,7 +15,7 @@ from flax_rerank.rerankers.base import AbsReranker
 from flax_rerank.settings import SETTINGS, CallSettings, EncoderSettings, RerankerModelClass, setting
 from flax_rerank.text import prompts
 
-several_pieces = pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
+several_pieces = pytest.mark.filterwarnings("ignore:.* tokens to this tokenizer:UserWarning")
 PAIRS = load_case("encoder-bert").pairs[:3]
 
 

@@ -9,11 +9,15 @@ from reference_cases import CASES, largest_difference, load_case
 
 from flax_rerank import FlaxAutoReranker, FlaxReranker, ShardingRules
 from flax_rerank.batching import Shape, Step
+from flax_rerank.dtypes import FLOAT32
 from flax_rerank.models import Decoder, DecoderConfig, Encoder, EncoderConfig
-from flax_rerank.pairs import Template, TokenizedPairs
+from flax_rerank.models.readout import Readout
+from flax_rerank.params import shapes_of
 from flax_rerank.scoring import Scorer
 from flax_rerank.sharding import make_mesh, parameter_shardings
-from flax_rerank.tokenizer import Tokenizer
+from flax_rerank.text.pairs import TokenizedPairs
+from flax_rerank.text.prompts import Template
+from flax_rerank.text.tokenizer import Tokenizer
 
 ENCODER = EncoderConfig(
     vocab_size=64,
@@ -25,7 +29,6 @@ ENCODER = EncoderConfig(
     type_vocab_size=2,
     layer_norm_eps=1e-6,
     hidden_act="gelu",
-    pad_token_id=0,
     position_offset=0,
 )
 
@@ -46,12 +49,16 @@ def decoder_config(**switches):
             "rope_theta": 10000.0,
             "rope_scaling": None,
             "query_scale": 0.25,
-            "head_layers": (2,),
-            "tied_head": True,
-            "score_token": 5,
         }
         | switches
     )
+
+
+def module_of(config):
+    """An abstract model, and its readout."""
+    encoder = isinstance(config, EncoderConfig)
+    readout = Readout("first", "dense_tanh", (2,), (0,)) if encoder else Readout("last", "tied", (2,), (0,), (5,))
+    return nnx.eval_shape(lambda: (Encoder if encoder else Decoder)(config, readout, FLOAT32)), readout
 
 
 # Meshes
@@ -116,8 +123,7 @@ def test_a_ready_mesh_needs_the_two_axes_and_no_devices():
 
 
 def shardings(config, mesh, rules=ShardingRules()):  # noqa: B008
-    module = Encoder if isinstance(config, EncoderConfig) else Decoder
-    return parameter_shardings(nnx.eval_shape(lambda: module(config)), make_mesh(None, mesh), rules)
+    return parameter_shardings(module_of(config)[0], make_mesh(None, mesh), rules)
 
 
 def test_heads_feed_forward_and_vocabulary_are_split_and_the_rest_is_not():
@@ -257,23 +263,20 @@ def pairs_of(lengths):
     ids=["encoder", "decoder", "gemma2-like", "one-key-value-head"],
 )
 def test_a_model_over_eight_devices_scores_as_over_one(config):
-    is_encoder = isinstance(config, EncoderConfig)
-    module = Encoder if is_encoder else Decoder
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: module(config)))
+    module, readout = module_of(config)
     rng = np.random.default_rng(1)
-    values = {path: rng.standard_normal(leaf.get_value().shape, np.float32) for path, leaf in nnx.to_flat_state(state)}
-    options = {} if is_encoder else {"layers": (2,), "heads": (0,)}
+    values = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes_of(module).items()}
     pairs = pairs_of([30, 5, 17, 9])
     scores = []
     for devices, shape in (("cpu:0", None), (None, "model=8")):
         mesh = make_mesh(devices, shape)
-        model = nnx.merge(graphdef, state)
-        placement = parameter_shardings(model, mesh, ShardingRules())
-        for path, param in nnx.to_flat_state(state):
-            scale = 1.0 if values[path].ndim == 1 else 0.2
-            param.set_value(jax.device_put(values[path] * scale, placement[".".join(map(str, path))]))
-        scorer = Scorer(nnx.merge(graphdef, state), mesh)
-        scores.append(scorer(pairs, [Step(np.arange(4), Shape(4, 32))], lambda length: options))
+        placement = parameter_shardings(module, mesh, ShardingRules())
+        params = {
+            path: jax.device_put(value * (1.0 if value.ndim == 1 else 0.2), placement[path])
+            for path, value in values.items()
+        }
+        steps = [Step(np.arange(4), Shape(4, 32))]
+        scores.append(Scorer(module, mesh, FLOAT32)(params, pairs, steps, lambda length: (readout, None))[0])
     assert np.ptp(scores[0]) > 1e-3
     np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-5)
 
@@ -286,4 +289,4 @@ def test_a_constructor_takes_mesh_and_rules():
         sharding_rules=ShardingRules(mlp=None),
     )
     assert [device.id for device in model.mesh.devices.flat] == [3, 5]
-    assert model.model.layers.intermediate.kernel[...].sharding.spec == PartitionSpec(None, None, None)
+    assert model.params["layers.intermediate.kernel"].sharding.spec == PartitionSpec(None, None, None)

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from reference_cases import CASES
 
 from flax_rerank.operations import count_work, sizes_of
 
@@ -11,7 +12,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 import bench  # noqa: E402
 from benchmark.models import PUBLISHED, scale_layers  # noqa: E402
-from benchmark.ours import pair_operations  # noqa: E402
+from benchmark.ours import Ours  # noqa: E402
 from benchmark.protocol import Worker, WorkerStopped  # noqa: E402
 from benchmark.report import as_markdown, largest_difference, plot, summarize  # noqa: E402
 from benchmark.workloads import bulk_pairs, interactive_calls, read_pairs  # noqa: E402
@@ -74,16 +75,20 @@ def test_bulk_pairs_are_all_different():
     assert len(set(more)) == 18
 
 
+@pytest.mark.filterwarnings("ignore:'Yes' is")
 def test_operations_are_those_of_the_pairs_own_tokens(reranker):
     """Of the same layers and compression that the reranker runs."""
-    loaded = reranker("lightweight-gemma2", {"compress_layers": [3], "compress_ratio": 2})
-    prepared = loaded.prepare([("what is panda?", "The giant panda is a bear.")])
-    (step,) = prepared.steps
-    options = prepared.call.options(prepared.pairs, [shape.length for shape in prepared.table])(step.shape.length)
+    init = {"compress_layers": [3], "compress_ratio": 2}
+    loaded = reranker("lightweight-gemma2", init)
+    pairs = [("what is panda?", "The giant panda is a bear.")]
+    prepared = loaded.prepare(pairs)
     length, passage = int(prepared.tokens[0]), int(prepared.pairs.passage_lengths[0])
-    sizes = sizes_of(loaded.model.config)
+    sizes = sizes_of(loaded.spec.config)
     expected = count_work(sizes, length, sizes.layers, [(3, length - passage + -(-passage // 2))]).operations
-    assert pair_operations(loaded.model.config, options, length, passage) == expected
+    model = {"model": str(CASES / "lightweight-gemma2"), "init": init}
+    alone = Ours(model | {"dtype": "float32", "devices": "cpu:0", "compile_cache": None}).device_alone(pairs, {})
+    assert (alone["tokens"], alone["flops"]) == (length, expected)
+    assert alone["seconds"] > 0
     assert expected < count_work(sizes, length).operations
 
 

@@ -7,8 +7,9 @@ import pytest
 from compiled_programs import copies_of, flops_of, products_of
 
 from flax_rerank.planning import hlo
-from flax_rerank.planning.abstract import find_model, weightless_reranker
+from flax_rerank.planning.abstract import abstract_scorer
 from flax_rerank.planning.plan import MeshPlan, make_plan
+from flax_rerank.planning.published import find_spec
 from flax_rerank.planning.step import StepPlan
 from flax_rerank.planning.topology import find_topology
 from flax_rerank.planning.workload import longest
@@ -54,15 +55,9 @@ def compiled(request):
     known = name in ENCODERS[1:] and topology.startswith("v6e")
     mesh = expected_mesh(name, topology) if known else None
     devices = find_topology(topology)
-    found = make_plan(find_model(name), devices, longest(None), mesh=mesh, dtype="bfloat16", **ARGUMENTS.get(name, {}))
+    found = make_plan(find_spec(name, **ARGUMENTS.get(name, {})), devices, longest(None), mesh=mesh)
     ((step, _),) = found.best.steps.values()
     return Compiled(name, topology, devices.chips, found.best, step, hlo.parse(step.compiled.as_text()))
-
-
-def weightless(name, topology, mesh, **more):
-    return weightless_reranker(
-        find_model(name), find_topology(topology), mesh, dtype="bfloat16", **ARGUMENTS.get(name, {}), **more
-    )
 
 
 def test_it_fits_on_the_mesh_that_the_plan_picks(compiled):
@@ -73,9 +68,9 @@ def test_it_fits_on_the_mesh_that_the_plan_picks(compiled):
 
 def test_no_weight_is_copied_or_cut_out_of_its_stack(compiled):
     replicated = any("vocabulary" in note for note in compiled.best.notes)
-    rules = ShardingRules(vocab=None) if replicated else ShardingRules()
-    model = weightless(compiled.name, compiled.topology, compiled.best.mesh, rules=rules)
-    shards = [each.sharding.shard_shape(each.shape) for each in model.parameters]
+    spec = find_spec(compiled.name, sharding_rules=ShardingRules(vocab=None) if replicated else ShardingRules())
+    scorer = abstract_scorer(spec, find_topology(compiled.topology), compiled.best.mesh)
+    shards = [each.sharding.shard_shape(each.shape) for each in scorer.params.values()]
     stacks = [shape for shape in shards if len(shape) == 3]
     assert len(stacks) >= 6
     # Neither the whole stack of the layers' matrices nor one layer's.
@@ -110,7 +105,7 @@ def test_layers_multiply_in_bfloat16(compiled):
 
 def test_attention_is_by_the_kernel(compiled):
     kernels = [each for each in products_of(compiled.program) if each.by_kernel]
-    layers = weightless(compiled.name, "cpu:1", "data=1", rules=ShardingRules()).model.config.num_hidden_layers
+    layers = find_spec(compiled.name).config.num_hidden_layers
     asked = ARGUMENTS.get(compiled.name, {}).get("cutoff_layers", [layers])[0]
     # In all layers but the last, where one token attends.
     assert sum(each.times for each in kernels) == asked - 1
@@ -130,12 +125,10 @@ def test_a_batch_is_too_small_to_be_worth_donating(compiled):
 def test_a_shape_of_42_layers_compiles_in_15_seconds_on_two_cores():
     start = time.process_time()
     found = make_plan(
-        find_model(LIGHTWEIGHT),
+        find_spec(LIGHTWEIGHT, cutoff_layers=[42]),
         find_topology("v5e:2x4"),
         longest(None),
         mesh="data=4,model=2",
-        dtype="bfloat16",
-        cutoff_layers=[42],
     )
     assert len(found.best.steps) == 1
     # Of the processor, not of the clock: other tests may run beside this one.
@@ -143,9 +136,7 @@ def test_a_shape_of_42_layers_compiles_in_15_seconds_on_two_cores():
 
 
 def test_long_passages_fit_a_v5e_chip():
-    found = make_plan(
-        find_model("bge-reranker-v2-m3"), find_topology("v5e:1x1"), longest(None), max_length=8192, dtype="bfloat16"
-    )
+    found = make_plan(find_spec("bge-reranker-v2-m3", max_length=8192), find_topology("v5e:1x1"), longest(None))
     ((step, _),) = found.best.steps.values()
     assert step.shape.length == 8192
     # The scores of one head alone would be 256 MB.
@@ -155,15 +146,10 @@ def test_long_passages_fit_a_v5e_chip():
 
 def test_windows_and_softcap_beyond_the_window():
     found = make_plan(
-        find_model(LIGHTWEIGHT),
+        find_spec(LIGHTWEIGHT, cutoff_layers=[9], max_length=4600, attention_softcap="config"),
         find_topology("v5e:2x2"),
         longest(None),
         mesh="data=1,model=4",
-        dtype="bfloat16",
-        cutoff_layers=[9],
-        compress_ratio=1,
-        max_length=4600,
-        attention_softcap="config",
     )
     ((step, _),) = found.best.steps.values()
     kernels = [each for each in products_of(hlo.parse(step.compiled.as_text())) if each.by_kernel]
@@ -172,11 +158,7 @@ def test_windows_and_softcap_beyond_the_window():
 
 def test_a_model_axis_for_heads_that_share_one_key():
     found = make_plan(
-        find_model("bge-reranker-v2-gemma"),
-        find_topology("v5e:2x2"),
-        longest(None),
-        mesh="data=1,model=4",
-        dtype="bfloat16",
+        find_spec("bge-reranker-v2-gemma"), find_topology("v5e:2x2"), longest(None), mesh="data=1,model=4"
     )
     ((step, _),) = found.best.steps.values()
     assert {each.kind for each in step.counts.collectives} == {"all-reduce"}
@@ -187,7 +169,7 @@ def test_a_model_axis_for_heads_that_share_one_key():
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1"])
 def test_chips_with_two_cores_are_one_device(topology):
     devices = find_topology(topology)
-    found = make_plan(find_model("bge-reranker-base"), devices, longest(None), dtype="bfloat16", max_length=128)
+    found = make_plan(find_spec("bge-reranker-base", max_length=128), devices, longest(None))
     assert (devices.chips, found.best.mesh) == (4, "data=4")
     ((step, _),) = found.best.steps.values()
     assert step.counts.collectives == ()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flax_rerank.planning.abstract import find_model
+from flax_rerank.planning.published import find_spec
 
 SMALL = {
     "architectures": ["XLMRobertaForSequenceClassification"],
@@ -32,4 +32,5 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small(folder):
-    return find_model(str(folder))
+    """`small(**settings)`: its spec."""
+    return lambda **settings: find_spec(str(folder), **settings)

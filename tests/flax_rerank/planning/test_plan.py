@@ -11,7 +11,8 @@ from flax_rerank.planning import hlo
 from flax_rerank.planning import plan as planning
 from flax_rerank.planning.chips import CHIPS, GIB
 from flax_rerank.planning.plan import make_plan, nearest_that_fits, sensible_meshes
-from flax_rerank.planning.step import DoesNotFit, bytes_needed, sizes_on_a_device
+from flax_rerank.planning.roofline import Counts, roofline
+from flax_rerank.planning.step import DoesNotFit, StepPlan, bytes_needed, sizes_on_a_device
 from flax_rerank.planning.topology import find_topology
 from flax_rerank.planning.workload import longest
 from flax_rerank.sharding import MeshError, ShardingRules, make_mesh
@@ -23,7 +24,8 @@ RUN = """
 import sys, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from flax_rerank.batching import Shape
-from flax_rerank.planning.abstract import find_model, weightless_reranker
+from flax_rerank.planning.abstract import abstract_scorer
+from flax_rerank.planning.published import find_spec
 from flax_rerank.planning.step import plan_step
 from flax_rerank.planning.topology import find_topology
 from flax_rerank.scoring import empty_batch
@@ -34,23 +36,23 @@ def status(field):
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
 
 topology = find_topology("cpu:8")
-rules = ShardingRules(vocab=None)
-reranker = weightless_reranker(find_model(sys.argv[1]), topology, "data=2,model=4", rules)
+spec = find_spec(sys.argv[1], sharding_rules=ShardingRules(vocab=None))
+scorer = abstract_scorer(spec, topology, "data=2,model=4")
 shape = Shape(1024, 32)
-step = plan_step(reranker, topology, shape, {})
+step = plan_step(scorer, topology, shape, (scorer.call.readout, None))
 before = status("VmRSS")
-leaves = tuple(
-    jax.device_put(np.full(each.shape, 0.01, each.dtype), each.sharding) for each in reranker.parameters
-)
-batch = jax.device_put(empty_batch(shape), over_data(reranker.mesh))
-jax.block_until_ready((leaves, batch))
-step.compiled(leaves, batch).block_until_ready()
+params = {
+    path: jax.device_put(np.full(each.shape, 0.01, each.dtype), each.sharding) for path, each in scorer.params.items()
+}
+batch = jax.device_put(empty_batch(shape), over_data(scorer.mesh))
+jax.block_until_ready((params, batch))
+step.compiled(params, batch).block_until_ready()
 print(step.memory.total * 8, status("VmHWM") - before)
 """
 
 
 def test_the_compiled_step_computes_what_is_counted(small):
-    plan = make_plan(small, find_topology("cpu:8"), longest(None), mesh="data=4,model=2", max_length=LENGTH)
+    plan = make_plan(small(max_length=LENGTH), find_topology("cpu:8"), longest(None), mesh="data=4,model=2")
     ((step, _),) = plan.best.steps.values()
     assert step.shape.length == LENGTH
     assert flops_of(hlo.parse(step.compiled.as_text())) == pytest.approx(step.counts.flops, rel=0.02)
@@ -68,7 +70,7 @@ def test_a_mesh_that_splits_nothing_saves_nothing():
 
 
 def test_the_job_takes_as_long_as_its_steps(small):
-    plan = make_plan(small, find_topology("h100:8"), longest(10**6), price=2.0, max_length=LENGTH, dtype="bfloat16")
+    plan = make_plan(small(max_length=LENGTH), find_topology("h100:8"), longest(10**6), price=2.0)
     ((step, per_pair),) = plan.best.steps.values()
     work = count_work(SIZES, LENGTH, count_scores=all_scores)
     assert step.counts.flops == work.operations * step.shape.rows / 8
@@ -98,14 +100,25 @@ def test_meshes_share_all_devices():
     assert sensible_meshes(find_topology("h100:8")) == ["data=8"]
 
 
-def test_a_vocabulary_that_does_not_divide_is_replicated_and_that_is_said(small):
-    plan = make_plan(small, find_topology("cpu:8"), longest(None), mesh="data=4,model=2", max_length=LENGTH)
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Steps of which only the shape is known."""
+
+    def step(scorer, topology, shape, static):
+        return StepPlan(shape, Counts(1.0, 1.0), roofline(Counts(1.0, 1.0), topology, 32))
+
+    monkeypatch.setattr(planning, "plan_step", step)
+    return step
+
+
+def test_a_vocabulary_that_does_not_divide_is_replicated(small, uncompiled):
+    plan = make_plan(small(max_length=LENGTH), find_topology("cpu:8"), longest(None), mesh="data=4,model=2")
     (note,) = plan.best.notes
     assert note.startswith("the vocabulary of 2001 does not divide over data=4,model=2")
 
 
-def test_meshes_that_heads_do_not_divide_over_are_refused(small):
-    plan = make_plan(small, find_topology("cpu:8"), longest(None), max_length=LENGTH)
+def test_meshes_that_heads_do_not_divide_over_are_refused(small, uncompiled):
+    plan = make_plan(small(max_length=LENGTH), find_topology("cpu:8"), longest(None))
     assert plan.best.mesh == "data=8"
     reasons = {each.mesh: each.refused for each in plan.others}
     assert reasons["data=1,model=8"].startswith("num_attention_heads is 4, which does not divide over model=8")
@@ -122,44 +135,41 @@ def test_meshes_that_heads_do_not_divide_over_are_refused(small):
 )
 def test_an_impossible_mesh_names_the_possible_ones(small, topology, mesh, message):
     with pytest.raises(MeshError, match=message):
-        make_plan(small, find_topology(topology), longest(None), mesh=mesh)
+        make_plan(small(), find_topology(topology), longest(None), mesh=mesh)
 
 
 def test_a_model_that_fits_no_mesh(small):
     tiny = dataclasses.replace(CHIPS["h100"], memory=1e6)
-    plan = make_plan(small, dataclasses.replace(find_topology("h100:8"), chip=tiny), longest(None), dtype="bfloat16")
+    plan = make_plan(small(), dataclasses.replace(find_topology("h100:8"), chip=tiny), longest(None))
     assert plan.best is None
     assert plan.others[0].refused == "its parameters take 0.01 GiB of a device's 0.00 GiB"
 
 
-def test_the_nearest_to_a_mesh_that_does_not_fit(small, monkeypatch):
-    def fits_when_split(reranker, topology, shape, options):
-        if reranker.mesh.shape["model"] == 1:
+def test_the_nearest_to_a_mesh_that_does_not_fit(small, uncompiled, monkeypatch):
+    def fits_when_split(scorer, topology, shape, static):
+        if scorer.mesh.shape["model"] == 1:
             raise DoesNotFit(shape, None, 0)
-        return dataclasses.replace(step, shape=shape)
+        return uncompiled(scorer, topology, shape, static)
 
     topology = find_topology("cpu:8")
-    step = make_plan(small, topology, longest(None), mesh="data=8", max_length=64).best.steps.popitem()[1][0]
     monkeypatch.setattr(planning, "plan_step", fits_when_split)
-    assert make_plan(small, topology, longest(None), mesh="data=8", max_length=64).best is None
-    nearest = nearest_that_fits(small, topology, longest(None), mesh="data=8", max_length=64)
+    assert make_plan(small(max_length=64), topology, longest(None), mesh="data=8").best is None
+    nearest = nearest_that_fits(small(max_length=64), topology, longest(None), mesh="data=8")
     assert (nearest.topology.name, nearest.best.mesh) == ("cpu:8", "data=4,model=2")
-    assert nearest_that_fits(small, find_topology("h100:1"), longest(None)) is None
+    assert nearest_that_fits(small(), find_topology("h100:1"), longest(None)) is None
 
 
-def test_steps_that_do_not_fit_are_cut_as_scoring_does(small, monkeypatch):
+def test_steps_that_do_not_fit_are_cut_as_scoring_does(small, uncompiled, monkeypatch):
     compiled = []
 
-    def fits_from_16_rows(reranker, topology, shape, options):
+    def fits_from_16_rows(scorer, topology, shape, static):
         compiled.append(shape.rows)
         if shape.rows > 16:
             raise DoesNotFit(shape, 3.5 * GIB, topology.chip.memory)
-        return dataclasses.replace(step, shape=shape)
+        return uncompiled(scorer, topology, shape, static)
 
-    topology = find_topology("h100:8")
-    step = make_plan(small, topology, longest(None), max_length=64, dtype="bfloat16").best.steps.popitem()[1][0]
     monkeypatch.setattr(planning, "plan_step", fits_from_16_rows)
-    plan = make_plan(small, topology, longest(None), max_length=LENGTH, dtype="bfloat16")
+    plan = make_plan(small(max_length=LENGTH), find_topology("h100:8"), longest(None))
     assert compiled == [128, 64, 32, 16]
     assert plan.best.notes[0] == (
         "a step of 128 x 128 takes 3.50 GiB of a device's 67.06 GiB: cut into steps of 64 rows, as scoring does"
