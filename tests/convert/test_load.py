@@ -92,7 +92,7 @@ def test_a_config_with_a_layer_too_many_names_what_is_missing(folder):
 
 def test_a_tensor_that_two_rules_take_is_named(folder, monkeypatch):
     doubled = dataclasses.replace(
-        BERT, rules=lambda config, hf: (*BERT.rules(config, hf), Rule("classifier.bias", "head.dense.bias"))
+        BERT, rules=lambda *args: (*BERT.rules(*args), Rule("classifier.bias", "head.dense.bias"))
     )
     monkeypatch.setattr(load, "FAMILIES", (doubled,))
     assert faults_of(folder) == ("tensor classifier.bias [1] is taken by 2 rules",)

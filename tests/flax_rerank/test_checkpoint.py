@@ -320,9 +320,9 @@ def decoder():
         "rope_theta": 1e4,
         "rope_scaling": None,
         "query_scale": 1.0,
-        "head_layers": [2],
     }
-    return {"architecture": "Decoder", "architecture_config": fields}
+    readout = {"position": "last", "head": "linear", "layers": [2], "heads": [0]}
+    return {"architecture": "Decoder", "architecture_config": fields, "readout": readout}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

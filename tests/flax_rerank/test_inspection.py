@@ -198,7 +198,7 @@ def test_a_damaged_flax_checkpoint_says_what_is_wrong(flax):
     change_config(flax, format_version=99)
     assert "upgrade flax-rerank" in reasons()
     config = json.loads((flax / "config.json").read_text())
-    more = config["architecture_config"] | {"num_hidden_layers": 3, "head_layers": [3]}
+    more = config["architecture_config"] | {"num_hidden_layers": 3}
     change_config(flax, format_version=2, architecture_config=more)
     assert "has shape [2, 32], the config asks for [3, 32]" in reasons()
     change_config(flax, architecture_config=more | {"of_tomorrow": 1})

@@ -9,7 +9,8 @@ from reference_cases import CASES, largest_difference, load_case
 
 from flax_rerank import FlaxAutoReranker, FlaxReranker, ShardingRules
 from flax_rerank.batching import Shape, Step
-from flax_rerank.models import Decoder, DecoderConfig, Encoder, EncoderConfig
+from flax_rerank.dtypes import DTypes
+from flax_rerank.models import Decoder, DecoderConfig, Encoder, EncoderConfig, Readout
 from flax_rerank.pairs import Template, TokenizedPairs
 from flax_rerank.scoring import Scorer
 from flax_rerank.sharding import make_mesh, parameter_shardings
@@ -25,7 +26,6 @@ ENCODER = EncoderConfig(
     type_vocab_size=2,
     layer_norm_eps=1e-6,
     hidden_act="gelu",
-    pad_token_id=0,
     position_offset=0,
 )
 
@@ -46,9 +46,6 @@ def decoder_config(**switches):
             "rope_theta": 10000.0,
             "rope_scaling": None,
             "query_scale": 0.25,
-            "head_layers": (2,),
-            "tied_head": True,
-            "score_token": 5,
         }
         | switches
     )
@@ -115,9 +112,15 @@ def test_a_ready_mesh_needs_the_two_axes_and_no_devices():
 # Rules
 
 
+def abstract(config):
+    dtypes = DTypes(np.float32, np.float32)
+    if isinstance(config, EncoderConfig):
+        return nnx.eval_shape(lambda: Encoder(config, Readout("first", "dense_tanh", (2,), (0,)), dtypes))
+    return nnx.eval_shape(lambda: Decoder(config, Readout("last", "tied", (2,), (0,), tokens=(5,)), dtypes))
+
+
 def shardings(config, mesh, rules=ShardingRules()):  # noqa: B008
-    module = Encoder if isinstance(config, EncoderConfig) else Decoder
-    return parameter_shardings(nnx.eval_shape(lambda: module(config)), make_mesh(None, mesh), rules)
+    return parameter_shardings(abstract(config), make_mesh(None, mesh), rules)
 
 
 def test_heads_feed_forward_and_vocabulary_are_split_and_the_rest_is_not():
@@ -257,12 +260,11 @@ def pairs_of(lengths):
     ids=["encoder", "decoder", "gemma2-like", "one-key-value-head"],
 )
 def test_a_model_over_eight_devices_scores_as_over_one(config):
-    is_encoder = isinstance(config, EncoderConfig)
-    module = Encoder if is_encoder else Decoder
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: module(config)))
+    module = abstract(config)
+    graphdef, state = nnx.split(module)
     rng = np.random.default_rng(1)
     values = {path: rng.standard_normal(leaf.get_value().shape, np.float32) for path, leaf in nnx.to_flat_state(state)}
-    options = {} if is_encoder else {"layers": (2,), "heads": (0,)}
+    options = {"readout": module.readout}
     pairs = pairs_of([30, 5, 17, 9])
     scores = []
     for devices, shape in (("cpu:0", None), (None, "model=8")):

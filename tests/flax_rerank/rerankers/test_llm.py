@@ -73,7 +73,7 @@ def test_of_an_untied_head_only_the_row_of_yes_is_read(monkeypatch):
 def test_a_tied_head_is_the_row_of_the_embeddings(reranker):
     for name in ("decoder-qwen2", "decoder-gemma"):
         model = reranker(name).model
-        assert model.config.tied_head
+        assert model.readout.head == "tied"
         assert not hasattr(model, "head")
 
 
