@@ -111,9 +111,9 @@ def test_where_the_passage_starts_matters_only_with_token_types():
 def test_an_encoder_has_one_readout_and_no_compression():
     config, dtypes = EncoderConfig(**BERT), DTypes(np.float32, np.float32)
     with pytest.raises(NotImplementedError, match="an encoder scores its last layer's first token by dense_tanh"):
-        Encoder(config, replace(FIRST, layers=(2,)), dtypes)
+        Encoder(config, replace(FIRST, position="last"), dtypes)
     encoder = Encoder(config, FIRST, dtypes)
-    with pytest.raises(ValueError, match="an encoder has one readout"):
+    with pytest.raises(ValueError, match="an encoder scores after its last layer, 3, by its own readout"):
         encoder(*batch(24), readout=replace(FIRST, layers=(2,)))
     with pytest.raises(ValueError, match="an encoder cannot compress tokens"):
         encoder(*batch(24), readout=FIRST, compression=Compression(((1, 20),), ratio=2, suffix_length=0))
