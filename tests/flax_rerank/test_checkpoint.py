@@ -298,7 +298,7 @@ DAMAGE = {
     "arrays-removed": (lambda folder: remove(folder, "state/*/d/*"), r"params/state/ocdbt\S* is missing"),
     "arrays-truncated": (
         lambda folder: truncate(folder, "state/*/d/*"),
-        r"params/state/ocdbt\S* has [\d,]+ bytes, manifest\.json says [\d,]+",
+        r"params/state/ocdbt\S* is damaged: it has [\d,]+ bytes, manifest\.json has [\d,]+",
     ),
     "a-layer-less": (lambda folder: resize(folder, num_hidden_layers=1), r"has shape \[2, .*asks for \[1, "),
     "a-layer-more": (lambda folder: resize(folder, num_hidden_layers=3), r"has shape \[2, .*asks for \[3, "),
