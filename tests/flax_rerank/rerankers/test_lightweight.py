@@ -181,8 +181,9 @@ def test_the_model_is_given_sizes_that_fall_with_each_compression(model, monkeyp
     around = pairs.passage_starts + suffix
     once = -(-(pairs.lengths - around) // 4)
     twice = -(-once // 4)
-    (first, after_first), (second, after_second) = options["compressed"]
-    assert (first, second, options["ratio"], options["suffix_length"]) == (1, 3, 4, suffix)
+    (first, after_first), (second, after_second) = options["compression"].at
+    compression = options["compression"]
+    assert (first, second, compression.ratio, compression.suffix_length) == (1, 3, 4, suffix)
     assert 0 <= after_first - (around + once).max() < GRID
     assert 0 <= after_second - (around + twice).max() < GRID
     assert after_second < after_first < length
