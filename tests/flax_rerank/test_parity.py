@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from reference_cases import load_case, runs_of
 
-from flax_rerank.pairs import as_pairs, tokenize
-
 CASES = (
     "encoder-bert",
     "encoder-xlmr",
@@ -34,16 +32,7 @@ def test_token_ids_equal_the_reference(reranker, name, run):
     case = load_case(name)
     expected = case.runs[run]
     model = reranker(name, expected["init"])
-    call = expected["call"]
-    lengths = model._lengths(call.get("query_max_length"), call.get("max_length"))
-    prompt = {"prompt": call["prompt"]} if "prompt" in call else {}
-    pairs = tokenize(
-        as_pairs(case.pairs),
-        model.tokenizer,
-        model._template(lengths, **prompt),
-        query_instruction=model.query_instruction,
-        passage_instruction=model.passage_instruction,
-    )
+    pairs = model.prepare(case.pairs, **expected["call"]).pairs
     assert [pairs.ids(i).tolist() for i in range(len(pairs))] == expected["input_ids"]
     np.testing.assert_array_equal(pairs.lengths, [len(ids) for ids in expected["input_ids"]])
 
