@@ -46,7 +46,6 @@ def write_params(
     Raises:
         OSError: orbax could not write.
     """
-
     leaves = {
         name: (path, layer, math.prod(shape if layer is None else shape[1:]) * dtype.itemsize)
         for path, shape in params.shapes().items()
@@ -194,7 +193,7 @@ class StoredParams:
         except Exception as error:
             # Of what it cannot read, orbax raises Exception itself.
             if type(error) is Exception or isinstance(error, ValueError | OSError):
-                raise self._damaged(what, _reason(error)) from error
+                raise self._damaged(what, str(error.__cause__ or error)[:600]) from error
             raise
 
     def _damaged(self, what: str, reason: str) -> CheckpointError:
@@ -217,15 +216,7 @@ def _written(folder: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise OSError(errno.EIO, f"orbax could not write ({_reason(error)})", str(folder)) from error
-
-
-def _reason(error: BaseException) -> str:
-    """What the first error says, which may be as long as a page: its beginning and its end."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error)
-    return text if len(text) < 400 else f"{text[:200]} ... {text[-200:]}"
+        raise OSError(errno.EIO, f"orbax could not write ({str(error)[:600]})", str(folder)) from error
 
 
 @contextmanager

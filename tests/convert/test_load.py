@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,3 +263,9 @@ def test_a_folder_without_config_says_so(tmp_path):
 )
 def test_the_architecture_names_the_class(config, expected):
     assert model_class_of(config) == expected
+
+
+def test_convert_does_not_import_the_flax_checkpoint():
+    files = list(Path(load.__file__).parent.glob("*.py"))
+    assert len(files) > 10
+    assert [file.name for file in files if "flax_rerank.checkpoint" in file.read_text()] == []

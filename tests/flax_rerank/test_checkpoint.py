@@ -55,9 +55,8 @@ def change_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("name", ["encoder-bert", "encoder-xlmr"])
-def test_a_saved_model_gives_the_same_scores_bit_for_bit(reranker, tmp_path, name):
-    original = reranker(name)
+def test_a_saved_model_gives_the_same_scores_bit_for_bit(reranker, tmp_path):
+    original = reranker("encoder-xlmr")
     original.save(tmp_path / "out")
     restored = load(tmp_path / "out")
     assert type(restored) is FlaxReranker
@@ -106,11 +105,11 @@ def test_another_class_than_that_of_the_checkpoint_is_refused(saved):
 def test_bfloat16_is_saved_and_comes_back_in_either_dtype(tmp_path):
     original = load(CASES / "encoder-bert", use_bf16=True)
     original.save(tmp_path / "out")
-    same, wider = load(tmp_path / "out", use_bf16=True), load(tmp_path / "out")
-    assert same.compute_score(PAIRS) == original.compute_score(PAIRS)
+    same, wider = params_of(load(tmp_path / "out", use_bf16=True)), params_of(load(tmp_path / "out"))
     for name, array in params_of(original).items():
-        assert params_of(wider)[name].dtype == np.float32
-        np.testing.assert_array_equal(params_of(wider)[name], array.astype(np.float32))
+        assert (array.dtype.name, wider[name].dtype) == ("bfloat16", np.float32)
+        assert same[name].tobytes() == array.tobytes()
+        np.testing.assert_array_equal(wider[name], array.astype(np.float32))
 
 
 def test_float32_is_saved_and_comes_back_in_bfloat16(saved):
@@ -214,13 +213,12 @@ def break_replace(monkeypatch, error):
 BREAKS = [break_tokenizer, break_params, break_manifest, break_config, break_replace]
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("breaks", BREAKS)
-def test_a_save_that_fails_leaves_nothing_behind(reranker, tmp_path, monkeypatch, breaks, error):
+def test_a_save_that_is_interrupted_leaves_nothing_behind(reranker, tmp_path, monkeypatch, breaks):
     model = reranker("encoder-bert")
     with monkeypatch.context() as broken:
-        breaks(broken, error)
-        with pytest.raises(type(error)):
+        breaks(broken, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
             model.save(tmp_path / "model")
     assert os.listdir(tmp_path) == []
 
@@ -233,7 +231,8 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(reranker, folder, mon
         with pytest.raises(OSError, match="disk full"):
             model.save(folder, overwrite=True)
     assert os.listdir(folder.parent) == ["model"]
-    assert load(folder).compute_score(PAIRS) == reranker("encoder-bert").compute_score(PAIRS)
+    assert verify_manifest(folder) == []
+    assert read_manifest(folder)["source"]["name"] == "encoder-bert"
 
 
 # Damage

@@ -23,8 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'Yes' is")  # true of some of th
 FAMILIES = [
     *("encoder-bert", "encoder-xlmr"),
     *("decoder-gemma", "decoder-gemma2", "decoder-llama", "decoder-mistral", "decoder-qwen2", "decoder-qwen3"),
-    *("layerwise-minicpm", "layerwise-raw-single", "layerwise-complex-multi"),
-    *("lightweight-gemma2", "lightweight-sep"),
+    *("layerwise-minicpm", "layerwise-raw-single", "lightweight-gemma2"),
 ]
 FLOAT32, FLOAT16, BFLOAT16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
