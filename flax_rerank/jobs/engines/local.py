@@ -48,6 +48,14 @@ class LocalEngine:
         """See `manifest.checkpoint_digest`."""
         return checkpoint_digest(job.model, job.adapter, job.cache_dir)
 
+    def agree(self, complete: bool) -> bool:
+        """Whether the job is complete: in lock step, what the first process says, who alone can tell."""
+        if not self.lock_step:
+            return complete
+        from jax.experimental.multihost_utils import broadcast_one_to_all
+
+        return bool(broadcast_one_to_all(np.bool_(complete)))
+
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
     ) -> Sequence[Marker]:

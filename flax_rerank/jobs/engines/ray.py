@@ -46,6 +46,10 @@ class RayEngine:
         """See `manifest.checkpoint_digest`; taken on the cluster, where the model is."""
         return self._call(checkpoint_digest, job.model, job.adapter, job.cache_dir)
 
+    def agree(self, complete: bool) -> bool:
+        """Whether the job is complete."""
+        return complete
+
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
     ) -> Sequence[Marker]:

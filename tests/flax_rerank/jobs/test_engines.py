@@ -68,6 +68,7 @@ def outputs(tmp_path_factory):
     jobs = [
         (job | {"output": str(folder / "shared")}, settings),
         (job | {"output": str(folder / "spanned.jsonl")}, over_both),
+        (job | {"output": str(folder / "spanned.jsonl")}, over_both),  # it is complete already, in both
         (job | failing | {"output": str(folder / "failed.jsonl")}, over_both),
     ]
     with socket.socket() as free:
