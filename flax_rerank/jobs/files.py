@@ -80,13 +80,13 @@ def open_input(path: str) -> BinaryIO:
 
 @contextmanager
 def open_output(path: str, *, raw: bool = False) -> Iterator[BinaryIO]:
-    """A stream to a new file, which is there, complete, when the block is left, and not at all after an exception.
+    """A stream to a new file. It exists, complete, when the block is left, and not at all after an exception.
 
     A local file is written under another name beside its place, flushed to the disk and renamed. An object is written
     to a local temporary file and uploaded then: left half-way, a stream to an object store would still make an object.
 
     Args:
-        path: the file; one that is there is replaced. Local folders on the way are made.
+        path: the file; an old one is replaced. Local folders on the way are made.
         raw: the bytes are compressed already.
     """
     compression = "" if raw else compression_of(path)
@@ -135,7 +135,7 @@ def concatenate(parts: Sequence[str], path: str) -> None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or a folder."""
+    """Whether a file or a folder exists."""
     if not is_url(path):
         return os.path.exists(path)
     filesystem, name = _filesystem(path)
@@ -152,7 +152,7 @@ def size(path: str) -> int:
 
 
 def sizes(folder: str) -> dict[str, int]:
-    """What is in a folder: bytes by name, sorted, without files that are being written. {} if there is no folder."""
+    """What is in a folder: bytes by name, sorted, without files that are being written. {} if the folder does not exist."""
     if is_url(folder):
         filesystem, name = _filesystem(folder)
         filesystem.invalidate_cache()
@@ -165,7 +165,7 @@ def sizes(folder: str) -> dict[str, int]:
 
 
 def remove(path: str) -> None:
-    """Delete a file. Raises FileNotFoundError if there is none."""
+    """Delete a file. Raises FileNotFoundError if it does not exist."""
     if not is_url(path):
         os.remove(path)
         return

@@ -11,9 +11,8 @@ class Row(NamedTuple):
 
     Attributes:
         number: its line (of text) or row (of a table) in its file, from 1.
-        query: the query.
-        passage: the passage.
-        record: what else the output is to have of it, by field.
+        query, passage: the texts.
+        record: its fields in the output.
     """
 
     number: int
@@ -23,12 +22,12 @@ class Row(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """One row of the input that cannot be scored.
+    """A row of the input that cannot be scored.
 
     Attributes:
-        file: where it stands.
+        file: the file it is in.
         number: its line or row, from 1.
-        reason: why not.
+        reason: why it cannot be scored.
     """
 
     file: str
@@ -37,7 +36,7 @@ class Reject(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A part of an input, the same one whenever and wherever the input is cut.
+    """A part of an input. Each process, at any time, cuts the input into the same shards.
 
     Attributes:
         index: its place among the shards, from 0.

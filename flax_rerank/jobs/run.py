@@ -136,10 +136,10 @@ def look(job: Job, file: OneFile | None, description: Description, overwrite: bo
 
 
 def start_anew(job: Job, file: OneFile | None) -> None:
-    """Remove what an earlier job left, but for the one file, which is replaced when the new one is complete.
+    """Remove what an earlier job left, except the one file, which is replaced when the new one is complete.
 
     Raises:
-        ValueError: the folder holds something else than a job.
+        ValueError: the folder holds something other than a job.
     """
     if file is not None and files.exists(file.summary):
         files.remove(file.summary)

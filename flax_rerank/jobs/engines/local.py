@@ -105,7 +105,7 @@ class LocalEngine:
             try:
                 ready = reader.submit(scorer.prepare, todo[0], cancelled.is_set) if todo else None
                 for following in [*todo[1:], None] if todo else []:
-                    self._stop_if_told(signals)
+                    self._stop_if_signalled(signals)
                     shard = ready.result()
                     if following is not None:
                         ready = reader.submit(scorer.prepare, following, cancelled.is_set)
@@ -115,16 +115,16 @@ class LocalEngine:
                         written, rows = writer.submit(scorer.write, scored), shard.shard.rows
                     del shard, scored  # else they would live until the next ones are there
                 wait_until_written()
-                self._stop_if_told(signals)
+                self._stop_if_signalled(signals)
             finally:
                 cancelled.set()
         return markers
 
-    def _stop_if_told(self, signals: StopSignals) -> None:
+    def _stop_if_signalled(self, signals: StopSignals) -> None:
         if self.lock_step:
             from jax.experimental.multihost_utils import process_allgather
 
-            # Whoever was told, all stop at the same shard.
+            # Whichever process got the signal, all stop at the same shard.
             signals.received = int(process_allgather(np.int32(signals.received or 0)).max()) or None
         signals.check()
 

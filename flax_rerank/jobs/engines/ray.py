@@ -18,7 +18,7 @@ from flax_rerank.jobs.stopping import StopSignals
 T = TypeVar("T")
 
 CALLS_AT_A_TIME = 2  # in an actor: one reads or writes while the other has the devices
-# What the user can put right is told as data: of an exception in an actor, Ray Data keeps no more than a long text.
+# Errors that the user can correct are returned as data: Ray Data turns an actor's exception into a long text.
 FAULTS = {error.__name__: error for error in (ValueError, FloatingPointError, MemoryError)}
 
 
