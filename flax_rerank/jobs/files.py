@@ -152,7 +152,7 @@ def size(path: str) -> int:
 
 
 def sizes(folder: str) -> dict[str, int]:
-    """What is in a folder: bytes by name, sorted, without files that are being written. {} if the folder does not exist."""
+    """Bytes by name of what is in a folder, sorted, without files that are being written; {} if it does not exist."""
     if is_url(folder):
         filesystem, name = _filesystem(folder)
         filesystem.invalidate_cache()

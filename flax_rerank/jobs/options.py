@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 STANDARD_STREAM = "-"
-PATHS = ("run", "queries", "corpus", "beir", "output")
+PATHS = ("run", "queries", "corpus", "beir", "output", "compile_cache")
 POSITIVE = ("top_k", "shard_rows", "num_shards", "num_processes", "ray_actors")
 
 
@@ -118,13 +118,12 @@ class JobOptions:
             raise ValueError("standard input comes alone, without other files")
 
     def _check_processes(self) -> None:
-        by_hand = self.num_shards is not None or self.shard_index is not None
-        by_jax = self.distributed or any(
-            value is not None for value in (self.coordinator, self.num_processes, self.process_id)
-        )
+        place = self.num_shards, self.shard_index
+        by_hand = place != (None, None)
+        by_jax = self.distributed or (self.coordinator, self.num_processes, self.process_id) != (None, None, None)
         if self.engine == "ray" and (by_hand or by_jax):
             raise ValueError("Ray deals out the shards: give no num_shards and no distributed with engine ray")
         if by_hand and by_jax:
             raise ValueError("give num_shards and shard_index, or distributed, and not both")
-        if by_hand and not 0 <= (-1 if self.shard_index is None else self.shard_index) < (self.num_shards or 0):
+        if by_hand and (None in place or not 0 <= self.shard_index < self.num_shards):
             raise ValueError("num_shards and shard_index go together, with shard_index from 0 to num_shards - 1")
