@@ -15,10 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+from typing import Any, BinaryIO
 
 COMPRESSIONS = (".gz", ".zst")
 PARTIAL = ".partial-"
@@ -182,7 +179,7 @@ def digest(path: str) -> str:
         if tag is not None:
             return f"{tag}, {info['size']} bytes"
     with open_raw(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
 
 
 class _Decompressed(io.RawIOBase):
@@ -210,7 +207,7 @@ class _Decompressed(io.RawIOBase):
 
 
 @contextmanager
-def _writer(path: str, compression: str) -> Iterator[BinaryIO]:
+def _writer(path: str, compression: str) -> Iterator[Any]:
     with ExitStack() as stack:
         if compression == ".zst":
             yield stack.enter_context(_pyarrow().CompressedOutputStream(path, "zstd"))
@@ -223,7 +220,7 @@ def _writer(path: str, compression: str) -> Iterator[BinaryIO]:
             yield raw
 
 
-def _filesystem(url: str) -> "tuple[AbstractFileSystem, str]":
+def _filesystem(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:

@@ -118,12 +118,12 @@ class JobOptions:
             raise ValueError("standard input comes alone, without other files")
 
     def _check_processes(self) -> None:
-        place = self.num_shards, self.shard_index
-        by_hand = place != (None, None)
+        by_hand = (self.num_shards, self.shard_index) != (None, None)
         by_jax = self.distributed or (self.coordinator, self.num_processes, self.process_id) != (None, None, None)
         if self.engine == "ray" and (by_hand or by_jax):
             raise ValueError("Ray deals out the shards: give no num_shards and no distributed with engine ray")
         if by_hand and by_jax:
             raise ValueError("give num_shards and shard_index, or distributed, and not both")
-        if by_hand and (None in place or not 0 <= self.shard_index < self.num_shards):
+        # Without one of the two, no number is in the range.
+        if by_hand and self.shard_index not in range(self.num_shards or 0):
             raise ValueError("num_shards and shard_index go together, with shard_index from 0 to num_shards - 1")

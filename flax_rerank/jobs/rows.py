@@ -1,6 +1,7 @@
 """What inputs give and outputs take: rows, shards and the two protocols between them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -35,7 +36,8 @@ class Reject(NamedTuple):
     reason: str
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """A part of an input. Each process, at any time, cuts the input into the same shards.
 
     Attributes:

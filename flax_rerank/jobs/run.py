@@ -21,9 +21,14 @@ logger = logging.getLogger(__name__)
 class Engine(Protocol):
     """What runs the shards of a job. See `flax_rerank.jobs.engines`."""
 
-    count: int
-    lock_step: bool
-    writes: bool
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def lock_step(self) -> bool: ...
+
+    @property
+    def writes(self) -> bool: ...
 
     def checkpoint_digest(self, job: Job) -> str: ...
 

@@ -3,6 +3,7 @@
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 
 class StopSignals:
@@ -15,7 +16,7 @@ class StopSignals:
     def __init__(self, *, at_once: bool = True) -> None:
         self.at_once = at_once
         self.received: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self.install()

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -103,17 +104,17 @@ class LocalEngine:
 
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
             try:
-                ready = reader.submit(scorer.prepare, todo[0], cancelled.is_set) if todo else None
-                for following in [*todo[1:], None] if todo else []:
+                ahead = deque(reader.submit(scorer.prepare, shard, cancelled.is_set) for shard in todo[:1])
+                for shard, following in zip(todo, [*todo[1:], None], strict=True):
                     self._stop_if_signalled(signals)
-                    shard = ready.result()
+                    ready = ahead.popleft().result()
                     if following is not None:
-                        ready = reader.submit(scorer.prepare, following, cancelled.is_set)
-                    scored = scorer.score(shard, progress.enabled)
+                        ahead.append(reader.submit(scorer.prepare, following, cancelled.is_set))
+                    scored = scorer.score(ready, progress.enabled)
                     wait_until_written()
                     if self.writes:
-                        written, rows = writer.submit(scorer.write, scored), shard.shard.rows
-                    del shard, scored  # else they would live until the next ones are there
+                        written, rows = writer.submit(scorer.write, scored), shard.rows
+                    del ready, scored  # else they would live until the next ones are there
                 wait_until_written()
                 self._stop_if_signalled(signals)
             finally:

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from flax_rerank.jobs.engines.local import unfinished
@@ -70,7 +70,7 @@ class RayEngine:
         options = self._remote_arguments()
         if check(job, description) is None:
             self._call(_begin, job, description, shards, **options)
-        scored = ray.data.from_items([shard._asdict() for shard in todo], override_num_blocks=len(todo)).map_batches(
+        scored = ray.data.from_items([asdict(shard) for shard in todo], override_num_blocks=len(todo)).map_batches(
             ShardActor,
             fn_constructor_args=(job, description, shards),
             batch_size=1,
@@ -128,7 +128,10 @@ class ShardActor:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Score one shard, given as its fields; gives what the progress line needs of it, or what is at fault."""
-        (shard,) = (Shard(*values) for values in zip(*(batch[name].tolist() for name in Shard._fields), strict=True))
+        (shard,) = (
+            Shard(*values)
+            for values in zip(*(batch[name].tolist() for name in (field.name for field in fields(Shard))), strict=True)
+        )
         row = {"rows": shard.rows, "tokens": 0, "computed_tokens": 0, "fault": "", "message": ""}
         try:
             ready = self._scorer.prepare(shard)
