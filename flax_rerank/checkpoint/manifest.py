@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from flax_rerank.params import CheckpointError
 
 MANIFEST = "manifest.json"
 BLOCK = 1 << 22
-SMALL = 1 << 20  # bytes: of parameters, all but the arrays themselves
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -70,42 +69,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def file_faults(folder: Path, part: str) -> list[str]:
-    """Compare the files in a part of a Flax checkpoint with its manifest, as far as that takes no time: whether they
-    are there, their sizes, and the sha256 of small ones. Without a manifest, nothing is known.
-
-    Args:
-        folder: the checkpoint.
-        part: a folder in it.
-
-    Raises:
-        CheckpointError: the manifest is damaged.
-    """
-    if not (folder / MANIFEST).is_file():
-        return []
-    manifest = read_manifest(folder)
-    sizes = manifest.get("sizes", {})  # not in format 2
-    faults, small = [], {}
-    for name, digest in manifest["files"].items():
-        file = folder / name
-        if not name.startswith(f"{part}/"):
-            continue
-        if not file.is_file():
-            faults.append(f"{name} is missing")
-        elif (size := file.stat().st_size) != sizes.get(name, size):
-            faults.append(f"{name} has {size:,} bytes, {MANIFEST} says {sizes[name]:,}")
-        elif size < SMALL:
-            small[file] = name, digest
-    hashes = file_hashes(small)
-    return faults + [f"{name} is damaged" for file, (name, digest) in small.items() if hashes[file] != digest]
-
-
-def verify_manifest(folder: Path, on_bytes: Callable[[int], None] = lambda count: None) -> list[str]:
-    """Compare every file of a Flax checkpoint with its manifest.
+def verify_manifest(
+    folder: Path, on_bytes: Callable[[int], None] = lambda count: None, *, within: str = "", limit: int | None = None
+) -> list[str]:
+    """Compare the files of a Flax checkpoint with its manifest.
 
     Args:
         folder: the checkpoint.
         on_bytes: is told how many bytes were read.
+        within: only the files whose paths begin so.
+        limit: bytes of a file from which on its size alone is compared; files that are not listed may then be there.
 
     Returns:
         What is wrong, file by file; empty when all is well.
@@ -113,13 +86,22 @@ def verify_manifest(folder: Path, on_bytes: Callable[[int], None] = lambda count
     Raises:
         As `read_manifest`.
     """
-    listed: Mapping[str, str] = read_manifest(folder)["files"]
+    manifest = read_manifest(folder)
+    listed = {name: digest for name, digest in manifest["files"].items() if name.startswith(within)}
+    sizes = manifest.get("sizes", {})  # not in format 2
     there = {file.relative_to(folder).as_posix(): file for file in files_in(folder)}
     faults = [f"{name} is missing" for name in listed if name not in there]
-    faults += [f"{name} is not in {MANIFEST}" for name in there if name not in listed]
-    found = file_hashes((file for name, file in there.items() if name in listed), on_bytes)
-    for file, digest in found.items():
-        name = file.relative_to(folder).as_posix()
+    if limit is None:
+        faults += [f"{name} is not in {MANIFEST}" for name in there if name not in listed]
+    compared: dict[Path, str] = {}
+    for name in listed.keys() & there.keys():
+        size = there[name].stat().st_size
+        if size != sizes.get(name, size):
+            faults.append(f"{name} is damaged: it has {size:,} bytes, {MANIFEST} has {sizes[name]:,}")
+        elif limit is None or size < limit:
+            compared[there[name]] = name
+    for file, digest in file_hashes(compared, on_bytes).items():
+        name = compared[file]
         if digest != listed[name]:
             faults.append(f"{name} is damaged: its sha256 is {digest}, {MANIFEST} has {listed[name]}")
     return faults

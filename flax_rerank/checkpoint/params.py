@@ -18,12 +18,13 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flax_rerank.checkpoint.manifest import file_faults
 from flax_rerank.checkpoint.folder import PARAMS
+from flax_rerank.checkpoint.manifest import MANIFEST, verify_manifest
 from flax_rerank.params import CheckpointError, Index, Parameters, Shape, groups, shape_faults, shapes_of
 
 CHUNK_BYTES = 4 << 20  # a device that has a part of a leaf reads little more than that part
 GROUP_BYTES = 512 << 20  # of leaves that are written at a time, while the next are read
+SMALL = 1 << 20  # bytes of a file: of the parameters, all but the arrays themselves
 
 
 def write_params(
@@ -107,58 +108,50 @@ class StoredParams:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(f"no weights in {folder.parent}: looked for {folder.name}/")
-        # Before orbax looks: where several reads fail, it leaves some running, which then complain on stderr.
-        faults = file_faults(folder.parent, folder.name)
-        if faults:
-            raise CheckpointError(folder.parent, faults)
+        if (folder.parent / MANIFEST).is_file():
+            # Where several reads fail, orbax leaves some of them running, which complain on stderr.
+            faults = verify_manifest(folder.parent, within=f"{folder.name}/", limit=SMALL)
+            if faults:
+                raise CheckpointError(folder.parent, faults)
         self._folder = folder.resolve()
         with self._orbax("") as ocp:
             tree = ocp.metadata(self._folder).metadata
         if not isinstance(tree, dict):  # orbax logs the reason
             raise self._damaged("", "orbax cannot read the metadata of its arrays")
         self._leaves = flatten_dict(tree, sep=".")
-        self._layers: dict[str, dict[int, str]] = {}  # of a stacked parameter, the leaf of each layer
-        self._read: tuple[Any, dict[str, np.ndarray]] = (None, {})  # a layer and a dtype, and the leaves there
+        self._names: dict[str, list[str]] = {}  # of each parameter, the leaf, or those of its layers
         for name in self._leaves:
             path, _, layer = name.rpartition(".")
-            if layer.isdecimal():
-                self._layers.setdefault(path, {})[int(layer)] = name
-        for path, layers in self._layers.items():
-            shapes = {self._leaves[name].shape for name in layers.values()}
-            if layers.keys() != set(range(len(layers))) or len(shapes) > 1:
-                raise self._damaged(
-                    f"parameter {path} in ", f"it has the layers {sorted(layers)}, of the shapes {sorted(shapes)}"
-                )
+            self._names.setdefault(path if layer.isdecimal() else name, []).append(name)
+        for path, names in self._names.items():
+            if names != [path]:
+                self._names[path] = [f"{path}.{layer}" for layer in range(len(names))]
+        self._layer: tuple[Any, dict[str, np.ndarray]] = (None, {})  # a layer and a dtype, and the leaves there
 
     def shapes(self) -> dict[str, Shape]:
         """The shape of every parameter, by its dotted path."""
         return {
-            path: (len(layers), *self._leaves[layers[0]].shape) if layers else tuple(self._leaves[path].shape)
-            for path, layers in self._by_path().items()
+            path: (*((len(names),) if names != [path] else ()), *self._leaves[names[0]].shape)
+            for path, names in self._names.items()
         }
 
     def dtypes(self) -> dict[str, np.dtype]:
         """The dtype of every parameter, by its dotted path."""
-        return {
-            path: np.dtype(self._leaves[layers[0] if layers else path].dtype)
-            for path, layers in self._by_path().items()
-        }
+        return {path: np.dtype(self._leaves[names[0]].dtype) for path, names in self._names.items()}
 
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
-        """The part `index` of a parameter, cast to `dtype`. The leaves that it lies in are read whole, those of one
-        layer together: they are asked for one after the other."""
-        layers = self._layers.get(path)
-        if not layers:
+        """The part `index` of a parameter, cast to `dtype`. A stacked one is read layer by layer, and the whole layer
+        with it: its other parameters are asked for next."""
+        names = self._names[path]
+        if names == [path]:
             return self._load({path: np.empty(0, dtype)})[path][index]
-        chosen, *rest = index or (slice(None),)
-        if isinstance(chosen, int):
-            if self._read[0] != (chosen, dtype):
-                names = [layers[chosen] for layers in self._layers.values() if chosen in layers]
-                self._read = (chosen, dtype), self._load(dict.fromkeys(names, np.empty(0, dtype)))
-            return self._read[1][layers[chosen]][tuple(rest)]
-        names = [layers[layer] for layer in range(len(layers))[chosen]]
-        leaves = self._load(dict.fromkeys(names, np.empty(0, dtype)))
-        return np.stack([leaves[name][tuple(rest)] for name in names])
+        layer, *rest = index or (slice(None),)
+        if isinstance(layer, slice):
+            return np.stack([self.read(path, dtype, (i, *rest)) for i in range(len(names))[layer]])
+        if self._layer[0] != (layer, dtype):
+            together = [names[layer] for path, names in self._names.items() if names != [path] and layer < len(names)]
+            self._layer = (layer, dtype), self._load(dict.fromkeys(together, np.empty(0, dtype)))
+        return self._layer[1][names[layer]][tuple(rest)]
 
     def restore(self, dtype: np.dtype, shardings: Mapping[str, NamedSharding]) -> Iterator[tuple[str, jax.Array]]:
         """The parameters, cast to `dtype`, by their dotted paths. Each device reads its part."""
@@ -167,27 +160,20 @@ class StoredParams:
         for paths in groups(sizes, GROUP_BYTES):
             abstract: dict[str, jax.ShapeDtypeStruct] = {}
             for path in paths:
-                shape, sharding, layers = shapes[path], shardings[path], self._layers.get(path, {})
-                if layers:
+                shape, sharding, names = shapes[path], shardings[path], self._names[path]
+                if names != [path]:
                     shape, sharding = shape[1:], NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-                leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-                abstract |= dict.fromkeys(layers.values() or [path], leaf)
+                abstract |= dict.fromkeys(names, jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
             leaves = self._load(abstract)
             for path in paths:
-                names = self._layers.get(path)
-                if not names:
+                if path in leaves:
                     yield path, leaves.pop(path)
                     continue
                 put = jax.jit(_put_layer, donate_argnums=0, out_shardings=shardings[path])
                 stack = jnp.zeros(shapes[path], dtype, device=shardings[path])
-                for layer, name in names.items():
+                for layer, name in enumerate(self._names[path]):
                     stack = put(stack, leaves.pop(name), layer)
                 yield path, stack
-
-    def _by_path(self) -> dict[str, dict[int, str]]:
-        """The layers of each parameter; empty where it is one leaf."""
-        single = {name: {} for name in self._leaves if name.rpartition(".")[0] not in self._layers}
-        return single | self._layers
 
     def _load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Leaves by their names, as arrays of the kind and dtype of the abstract ones."""
@@ -265,7 +251,7 @@ def chunk_bytes(shape: Shape, dtype: np.dtype) -> int:
     """The size of the chunks that a leaf is stored in. Orbax divides axes by their prime factors: MiniCPM's
     vocabulary, of 122,753 tokens, is itself a prime, and would be cut into as many chunks."""
     size = math.prod(shape) * dtype.itemsize
-    return max(CHUNK_BYTES, *(size // axis * _largest_prime(axis) for axis in shape))
+    return max([CHUNK_BYTES, *(size // axis * _largest_prime(axis) for axis in shape)])
 
 
 def _largest_prime(number: int) -> int:

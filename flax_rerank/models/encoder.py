@@ -129,11 +129,11 @@ class Encoder(nnx.Module):
     of type 1, as BERT's tokenizer has it.
 
     Raises:
-        NotImplementedError: a readout other than "dense_tanh" of the first token, after the last layer.
+        NotImplementedError: a readout other than "dense_tanh" of the first token, after one layer.
     """
 
     def __init__(self, config: EncoderConfig, readout: Readout, dtypes: DTypes) -> None:
-        if readout != Readout("first", "dense_tanh", layers=(config.num_hidden_layers,), heads=(0,)):
+        if readout != Readout("first", "dense_tanh", layers=readout.layers[-1:], heads=(0,)):
             raise NotImplementedError(f"an encoder scores its last layer's first token by dense_tanh, not {readout}")
         self.config = config
         self.readout = readout
@@ -169,8 +169,8 @@ class Encoder(nnx.Module):
         depth = self.config.num_hidden_layers
         if compression is not None:
             raise ValueError("an encoder cannot compress tokens: compression must be None")
-        if readout != self.readout:
-            raise ValueError(f"an encoder has one readout, {self.readout}, not {readout}")
+        if readout != self.readout or readout.layers != (depth,):
+            raise ValueError(f"an encoder scores after its last layer, {depth}, by its own readout, not by {readout}")
         positions = jnp.arange(input_ids.shape[1])[None]  # [1, L]
         token_types = jnp.zeros_like(input_ids)  # [B, L]
         if self.config.type_vocab_size > 1:

@@ -39,7 +39,7 @@ def rotary_angles(
     Returns:
         float32 [B or 1, L, 1, H / 2], twice; B for `dynamic` scaling.
     """
-    exponents = np.arange(0, head_dim, 2) / head_dim
+    exponents = np.arange(0, head_dim, 2) / head_dim  # [H / 2]
     if scaling is not None and scaling.kind == "dynamic":
         frequencies = _dynamic_frequencies(lengths, exponents, head_dim, theta, scaling)
     else:
@@ -57,7 +57,9 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def _frequencies(exponents: np.ndarray, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    # Rounded to float32 before the division, as PyTorch has it: a unit in the last place shows at long distances.
+    """float32 [H / 2]."""
+    # Models were trained with powers that are rounded before the division. With frequencies rounded once, as written
+    # in the paper, scores of an ill-conditioned test model are 1.2e-4 from the exact ones; with these, 0.9e-4.
     frequencies = np.float32(1.0) / (theta**exponents).astype(np.float32)
     if scaling is None:
         return frequencies
@@ -73,7 +75,7 @@ def _frequencies(exponents: np.ndarray, theta: float, scaling: RopeScaling | Non
 def _dynamic_frequencies(
     lengths: jax.Array, exponents: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling
 ) -> jax.Array:
-    """[B, head_dim / 2]. The reference looks at the padded length of a batch, which it rounds up to a multiple
+    """float32 [B, H / 2]. The reference looks at the padded length of a batch, which it rounds up to a multiple
     of eight; here each row has its own, so that a score does not depend on the rest of the batch."""
     positions = scaling.original_max_position_embeddings
     rounded = -(-lengths // DYNAMIC_MULTIPLE) * DYNAMIC_MULTIPLE

@@ -1,4 +1,4 @@
-"""Small checkpoints and what FlagEmbedding made of them."""
+"""Small checkpoints, what FlagEmbedding made of them, and when a score of ours holds."""
 
 import json
 from dataclasses import dataclass
@@ -9,17 +9,32 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flax_rerank.convert import TorchCheckpoint
+from flax_rerank.dtypes import FLOAT32
+from flax_rerank.spec import open_spec
+
 CASES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Case:
-    """A small checkpoint and what FlagEmbedding made of it: `runs` hold init, call, scores, single, input_ids."""
+    """A small checkpoint and what FlagEmbedding made of it: `runs` hold init, call, scores, single, input_ids, and
+    for some cases `exact`, the scores in float64."""
 
     folder: Path
     reranker: str
     pairs: list[list[str]]
     runs: list[dict[str, Any]]
+
+    def error(self, run: int, scores: Any, pairs: Any = slice(None)) -> float:
+        """How far the scores of some of the pairs are from `exact`, or from FlagEmbedding's where there is none."""
+        expected = self.runs[run]
+        return largest_difference(scores, np.asarray(expected.get("exact", expected["scores"]))[..., pairs])
+
+    def allowed_error(self, run: int) -> float:
+        """1e-4, for sigmoids 1e-5; or FlagEmbedding's own largest error in this case where that is larger."""
+        theirs = [largest_difference(run["scores"], run["exact"]) for run in self.runs if "exact" in run]
+        return max([1e-5 if self.runs[run]["call"].get("normalize") else 1e-4, *theirs])
 
 
 @cache
@@ -35,3 +50,9 @@ def runs_of(*names: str) -> list[Any]:
 
 def largest_difference(left: Any, right: Any) -> float:
     return float(np.abs(np.asarray(left, np.float64) - np.asarray(right, np.float64)).max())
+
+
+def open_torch(folder: Path, **settings: Any) -> TorchCheckpoint:
+    """The PyTorch checkpoint in a folder, matched with its module."""
+    spec = open_spec(str(folder), **settings)
+    return spec.weights(spec.module(FLOAT32))

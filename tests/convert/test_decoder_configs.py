@@ -1,4 +1,4 @@
-"""config.json of each decoder family to `DecoderConfig`, and the refusal of what is not understood."""
+"""config.json of each decoder family to a config and a readout, and the refusal of what is not understood."""
 
 import json
 
@@ -7,6 +7,7 @@ from reference_cases import CASES
 
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.load import FAMILIES, family_of, model_class_of
+from flax_rerank.models.readout import Readout
 from flax_rerank.models.rotary import RopeScaling
 
 DECODERS = (
@@ -26,10 +27,18 @@ def fields_of(name, **changes):
     return {key: value for key, value in fields.items() if value is not ...}
 
 
-def config_of(name, **changes):
-    """The config of a case with some fields changed; `...` leaves a field out."""
+def architecture_of(name, **changes):
+    """The config and the readout of a case with some fields changed; `...` leaves a field out."""
     fields = fields_of(name, **changes)
-    return family_of(fields).config(HFConfig(fields))
+    return family_of(fields).architecture(HFConfig(fields))
+
+
+def config_of(name, **changes):
+    return architecture_of(name, **changes)[0]
+
+
+def readout_of(name, **changes):
+    return architecture_of(name, **changes)[1]
 
 
 EXPECTED = {
@@ -44,31 +53,25 @@ EXPECTED = {
         "norm_offset": 0.0,
         "embedding_scale": 1.0,
         "residual_scale": 1.0,
-        "tied_head": False,
         "qk_norm": False,
         "query_key_value_bias": False,
         "mlp_bias": False,
         "sandwich_norms": False,
         "attention_softcap": None,
-        "final_softcap": None,
         "sliding_windows": (),
-        "head_layers": (2,),
-        "head_per_layer": False,
         "rope_scaling": None,
     },
-    "decoder-mistral": {"head_dim": 16, "sliding_windows": (), "tied_head": False, "max_position_embeddings": 131072},
+    "decoder-mistral": {"head_dim": 16, "sliding_windows": (), "max_position_embeddings": 131072},
     "decoder-qwen2": {
         "query_key_value_bias": True,
         "attention_output_bias": False,
         "qk_norm": False,
-        "tied_head": True,
         "head_dim": 8,
         "rope_theta": 1000000.0,
     },
     "decoder-qwen3": {
         "query_key_value_bias": False,
         "qk_norm": True,
-        "tied_head": True,
         "head_dim": 16,
         "query_scale": 16**-0.5,
     },
@@ -78,53 +81,52 @@ EXPECTED = {
         "hidden_act": "gelu_pytorch_tanh",
         "head_dim": 16,
         "num_key_value_heads": 1,
-        "tied_head": True,
         "sandwich_norms": False,
         "sliding_windows": (),
-        "final_softcap": None,
     },
     "decoder-gemma2": {
         "norm_offset": 1.0,
         "embedding_scale": 32**0.5,
         "sandwich_norms": True,
         "attention_softcap": 50.0,
-        "final_softcap": 30.0,
         "query_scale": 16**-0.5,
         "sliding_windows": (4096, 0, 4096, 0),
-        "tied_head": True,
-        "head_layers": (4,),
     },
     "layerwise-minicpm": {
         "embedding_scale": 12.0,
         "residual_scale": 1.4 / 6**0.5,
-        "logit_scale": 1.0,
-        "head_layers": (2, 3, 4, 5, 6),
-        "head_per_layer": True,
-        "score_token": None,
-        "tied_head": False,
         "norm_offset": 0.0,
     },
     "lightweight-gemma2": {
-        "head_layers": (2, 3, 4, 5, 6),
-        "head_per_layer": True,
-        "tied_head": False,
         "sandwich_norms": True,
-        "final_softcap": 30.0,
         "attention_softcap": 50.0,
         "sliding_windows": (4096, 0, 4096, 0, 4096, 0),
     },
 }
 
 
+READOUTS = {
+    "decoder-llama": Readout("last", "linear", layers=(2,), heads=(0,)),
+    "decoder-mistral": Readout("last", "linear", layers=(2,), heads=(0,)),
+    "decoder-qwen2": Readout("last", "tied", layers=(2,), heads=(0,)),
+    "decoder-qwen3": Readout("last", "tied", layers=(2,), heads=(0,)),
+    "decoder-gemma": Readout("last", "tied", layers=(3,), heads=(0,)),
+    "decoder-gemma2": Readout("last", "tied", layers=(4,), heads=(0,), softcap=30.0),
+    "layerwise-minicpm": Readout("last", "linear", layers=(2, 3, 4, 5, 6), heads=(0, 1, 2, 3, 4)),
+    "lightweight-gemma2": Readout("last", "linear", layers=(2, 3, 4, 5, 6), heads=(0, 1, 2, 3, 4), softcap=30.0),
+}
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_config_of_each_family_has_the_values_of_its_file(name):
-    config = config_of(name)
+    config, readout = architecture_of(name)
     assert {field: getattr(config, field) for field in EXPECTED[name]} == EXPECTED[name]
+    assert readout == READOUTS[name]
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_config_without_architectures_goes_by_its_model_type(name):
-    assert config_of(name, architectures=...) == config_of(name)
+    assert architecture_of(name, architectures=...) == architecture_of(name)
     assert model_class_of(fields_of(name, architectures=...)) is None
 
 
@@ -229,8 +231,8 @@ def test_a_scaling_without_its_factor_is_refused_by_name():
 
 
 def test_cost_wise_heads_come_every_layer_sep_layers():
-    assert config_of("lightweight-gemma2", layer_sep=2).head_layers == (2, 4, 6)
-    assert config_of("lightweight-gemma2", layer_sep=2, start_layer=3).head_layers == (3, 5)
+    assert readout_of("lightweight-gemma2", layer_sep=2).layers == (2, 4, 6)
+    assert readout_of("lightweight-gemma2", layer_sep=2, start_layer=3).layers == (3, 5)
 
 
 @pytest.mark.parametrize("layer_wise", [False, ...], ids=["false", "missing"])
@@ -241,10 +243,11 @@ def test_cost_wise_without_layer_wise_is_refused(layer_wise):
 
 @pytest.mark.parametrize("kind", ["raw", "complex"])
 def test_minicpm_heads_of_vocabulary_size_score_by_their_last_row(kind):
-    config = config_of("layerwise-minicpm", head_type=kind)
-    assert config.score_token == 799
-    assert config.logit_scale == pytest.approx(12 / 36)
-    assert config_of("layerwise-minicpm", head_type=kind, head_multi=False).head_per_layer is False
+    readout = readout_of("layerwise-minicpm", head_type=kind)
+    assert (readout.head, readout.heads, readout.tokens) == ("linear", (0, 1, 2, 3, 4), (799,))
+    assert readout.logit_scale == pytest.approx(12 / 36)
+    single = readout_of("layerwise-minicpm", head_type=kind, head_multi=False, tie_word_embeddings=True)
+    assert (single.head, single.heads) == ("tied" if kind == "raw" else "linear", (0,) * 5)
 
 
 def test_a_minicpm_head_of_another_type_is_refused_by_name():
@@ -259,6 +262,17 @@ def test_a_minicpm_head_of_another_type_is_refused_by_name():
 def test_an_unknown_field_is_refused_by_name_and_value(name):
     with pytest.raises(ValueError, match=r"attention_sinks = 4 is not understood and may change the scores"):
         config_of(name, attention_sinks=4)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, ""])
+def test_an_unknown_field_is_refused_whatever_its_value(value):
+    with pytest.raises(ValueError, match=f"attention_sinks = {value!r} is not understood"):
+        config_of("decoder-llama", attention_sinks=value)
+
+
+@pytest.mark.parametrize("value", [None, False, [], {}])
+def test_an_unknown_field_that_switches_something_off_changes_nothing(value):
+    assert config_of("decoder-llama", attention_sinks=value) == config_of("decoder-llama")
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -303,10 +317,10 @@ def test_a_decoder_without_a_head_is_an_embedding_model():
 @pytest.mark.parametrize("name", ["decoder-gemma2", "lightweight-gemma2"])
 def test_gemma2_has_caps_and_windows_unless_they_are_null(name):
     fields = ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window")
-    absent = config_of(name, **dict.fromkeys(fields, ...))
-    assert (absent.attention_softcap, absent.final_softcap, absent.sliding_windows[:2]) == (50.0, 30.0, (4096, 0))
-    null = config_of(name, **dict.fromkeys(fields))
-    assert (null.attention_softcap, null.final_softcap, null.sliding_windows) == (None, None, ())
+    config, readout = architecture_of(name, **dict.fromkeys(fields, ...))
+    assert (config.attention_softcap, readout.softcap, config.sliding_windows[:2]) == (50.0, 30.0, (4096, 0))
+    config, readout = architecture_of(name, **dict.fromkeys(fields))
+    assert (config.attention_softcap, readout.softcap, config.sliding_windows) == (None, None, ())
 
 
 def test_mistral_has_a_window_unless_it_is_null():

@@ -6,14 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
-from reference_cases import CASES
+from reference_cases import CASES, open_torch
 from safetensors.numpy import load_file, save_file
 
-from flax_rerank import CheckpointError, FlaxAutoReranker, FlaxReranker
+from flax_rerank import CheckpointError, FlaxAutoReranker, FlaxReranker, RerankerModelClass
 from flax_rerank.convert import load
 from flax_rerank.convert.bert import BERT
-from flax_rerank.convert.load import model_class_of, open_checkpoint, read_config
+from flax_rerank.convert.load import model_class_of, read_config
 from flax_rerank.convert.rules import Rule
+from flax_rerank.spec import open_spec
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -40,7 +41,7 @@ def zeros(*shape):
 
 def faults_of(folder):
     with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(folder)
+        open_torch(folder)
     for fault in caught.value.faults:
         assert fault in str(caught.value)
     return caught.value.faults
@@ -48,7 +49,7 @@ def faults_of(folder):
 
 def test_a_whole_checkpoint_has_no_faults(folder):
     tensor = load_file(folder / "model.safetensors")["bert.pooler.dense.weight"]
-    np.testing.assert_array_equal(open_checkpoint(folder).read("head.dense.kernel", FLOAT32), tensor.T)
+    np.testing.assert_array_equal(open_torch(folder).read("head.dense.kernel", FLOAT32), tensor.T)
 
 
 def test_a_missing_tensor_is_named(folder):
@@ -92,7 +93,7 @@ def test_a_config_with_a_layer_too_many_names_what_is_missing(folder):
 
 def test_a_tensor_that_two_rules_take_is_named(folder, monkeypatch):
     doubled = dataclasses.replace(
-        BERT, rules=lambda config, hf: (*BERT.rules(config, hf), Rule("classifier.bias", "head.dense.bias"))
+        BERT, rules=lambda *known: (*BERT.rules(*known), Rule("classifier.bias", "head.dense.bias"))
     )
     monkeypatch.setattr(load, "FAMILIES", (doubled,))
     assert "tensor classifier.bias is taken by two rules" in faults_of(folder)
@@ -138,7 +139,7 @@ def test_every_fault_of_a_checkpoint_stands_in_one_error(folder):
 def test_tensors_without_effect_are_ignored(tmp_path, name, ignored):
     folder = shutil.copytree(CASES / name, tmp_path / name)
     change_tensors(folder, **ignored)
-    plain, more = open_checkpoint(CASES / name), open_checkpoint(folder)
+    plain, more = open_torch(CASES / name), open_torch(folder)
     assert plain.shapes() == more.shapes()
     assert len(plain.shapes()) > 10
     for path in plain.shapes():
@@ -195,21 +196,21 @@ def test_a_model_type_that_is_not_covered_is_named(folder):
 
 def test_the_model_type_decides_where_there_is_no_architecture(folder):
     change_config(folder, architectures=...)
-    assert open_checkpoint(folder).module.config.num_hidden_layers == 2
+    assert open_spec(str(folder), RerankerModelClass.ENCODER_ONLY_BASE).config.num_hidden_layers == 2
 
 
 @pytest.mark.parametrize(("value", "shown"), [(7, "7"), ("x", "'x'"), (True, "True"), ({"a": 1}, "{'a': 1}")])
 def test_an_unknown_config_field_is_refused_by_name_and_value(folder, value, shown):
     change_config(folder, residual_scale=value)
     with pytest.raises(ValueError, match="not understood") as caught:
-        open_checkpoint(folder)
+        open_torch(folder)
     assert f"residual_scale = {shown}" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [None, False, [], {}])
 def test_an_unknown_config_field_that_is_off_is_accepted(folder, value):
     change_config(folder, residual_scale=value)
-    open_checkpoint(folder)
+    open_torch(folder)
 
 
 @pytest.mark.parametrize("name", ["encoder-bert", "encoder-xlmr"])
@@ -217,13 +218,13 @@ def test_relative_positions_are_refused(tmp_path, name):
     folder = shutil.copytree(CASES / name, tmp_path / name)
     change_config(folder, position_embedding_type="relative_key")
     with pytest.raises(ValueError, match="position_embedding_type = 'relative_key' is not supported"):
-        open_checkpoint(folder)
+        open_torch(folder)
 
 
 def test_all_faults_of_a_config_stand_in_one_error(folder):
     change_config(folder, position_embedding_type="relative_key", is_decoder=True, odd=3, vocab_size=...)
     with pytest.raises(ValueError, match=r"config\.json") as caught:
-        open_checkpoint(folder)
+        open_torch(folder)
     for part in ("position_embedding_type", "is_decoder", "odd = 3", "vocab_size is missing"):
         assert part in str(caught.value)
 
@@ -231,7 +232,7 @@ def test_all_faults_of_a_config_stand_in_one_error(folder):
 def test_an_unknown_activation_is_refused_by_name(folder):
     change_config(folder, hidden_act="swishy")
     with pytest.raises(ValueError, match="swishy"):
-        open_checkpoint(folder)
+        open_torch(folder)
 
 
 @pytest.mark.parametrize("content", [b"{not json", b"", b"\xff\xfe\x00", b"[]", b'"text"'])

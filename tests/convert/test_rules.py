@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
-from reference_cases import CASES
+from reference_cases import CASES, open_torch
 from safetensors.numpy import load_file, save_file
 
-from flax_rerank.convert.load import open_checkpoint
 from flax_rerank.convert.rules import IDENTITY, TRANSPOSE, Row, Rule, assign, fill, layer_norm, linear
 from flax_rerank.export import TorchTensors
-from flax_rerank.params import ModuleParameters, shapes_of
+from flax_rerank.params import ArrayParameters, load_arrays
+from flax_rerank.spec import open_spec
 
 ENCODERS = ("encoder-bert", "encoder-xlmr")
 
@@ -260,10 +260,10 @@ def test_the_inverted_rules_give_back_every_tensor_bit_for_bit(tmp_path, name, d
         tensor.reshape(-1)[-len(odd) :] = odd[-tensor.size :]
     save_file(tensors, folder / "model.safetensors")
 
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_torch(folder)
     place = SingleDeviceSharding(jax.devices()[0])
-    module = checkpoint.load(np.dtype(dtype), lambda module: dict.fromkeys(shapes_of(module), place))
-    back = TorchTensors(ModuleParameters(module), module, checkpoint.config, None)
+    params = load_arrays(checkpoint, np.dtype(dtype), dict.fromkeys(checkpoint.shapes(), place))
+    back = TorchTensors(ArrayParameters(params), open_spec(str(folder)))
     assert sorted(back.shapes()) == sorted(tensors)
     for key, wanted in tensors.items():
         found = back.read(key)

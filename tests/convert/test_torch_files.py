@@ -6,11 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from reference_cases import CASES
+from reference_cases import CASES, open_torch
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import FlaxAutoReranker
-from flax_rerank.convert.load import open_checkpoint
 from flax_rerank.convert.torch_files import open_torch_files, write_safetensors
 from flax_rerank.params import CheckpointError
 
@@ -54,7 +53,7 @@ def test_a_sharded_checkpoint_gives_the_same_parameters(tmp_path, name):
     folder = shutil.copytree(CASES / name, tmp_path / name)
     shard(folder, load_file(folder / "model.safetensors"))
     (folder / "model.safetensors").unlink()
-    single, sharded = open_checkpoint(CASES / name), open_checkpoint(folder)
+    single, sharded = open_torch(CASES / name), open_torch(folder)
     assert single.shapes() == sharded.shapes()
     assert len(single.shapes()) > 10
     for path in single.shapes():

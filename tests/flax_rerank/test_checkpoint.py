@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from reference_cases import CASES, load_case
 
 from flax_rerank import CheckpointError, FlaxAutoReranker, FlaxLLMReranker, FlaxReranker, __version__
-from flax_rerank.checkpoint import FORMAT_VERSION, new_folder, read_manifest, save, saving, verify_manifest
+from flax_rerank.checkpoint import FORMAT_VERSION, new_folder, read_manifest, saving, verify_manifest
 from flax_rerank.checkpoint import params as params_module
 from flax_rerank.checkpoint.params import StoredParams, chunk_bytes, write_params
 from flax_rerank.conversion import convert
@@ -99,7 +99,7 @@ def test_the_class_is_known_whatever_the_name_of_the_folder(saved, tmp_path, nam
 
 
 def test_another_class_than_that_of_the_checkpoint_is_refused(saved):
-    with pytest.raises(ValueError, match=r"encoder-only-base.*FlaxLLMReranker"):
+    with pytest.raises(ValueError, match=r"kind encoder-only-base, not decoder-only-base"):
         FlaxLLMReranker(str(saved), devices="cpu:0")
 
 
@@ -287,7 +287,7 @@ def truncate(folder, pattern):
 
 def resize(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
-    change_config(folder, architecture_config=config["architecture_config"] | changes)
+    change_config(folder, source_config=config["source_config"] | changes)
 
 
 DAMAGE = {
@@ -298,7 +298,7 @@ DAMAGE = {
     "arrays-removed": (lambda folder: remove(folder, "state/*/d/*"), r"params/state/ocdbt\S* is missing"),
     "arrays-truncated": (
         lambda folder: truncate(folder, "state/*/d/*"),
-        r"params/state/ocdbt\S* has [\d,]+ bytes, manifest\.json says [\d,]+",
+        r"params/state/ocdbt\S* is damaged: it has [\d,]+ bytes, manifest\.json has [\d,]+",
     ),
     "a-layer-less": (lambda folder: resize(folder, num_hidden_layers=1), r"has shape \[2, .*asks for \[1, "),
     "a-layer-more": (lambda folder: resize(folder, num_hidden_layers=3), r"has shape \[2, .*asks for \[3, "),
@@ -308,19 +308,9 @@ DAMAGE = {
 
 
 def decoder():
-    """The architecture of another checkpoint, with the class that it does not have."""
-    config = json.loads((CASES / "decoder-llama" / "config.json").read_text())
-    kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    fields = {name: config[name] for name in (*kept, "intermediate_size", "rms_norm_eps")} | {
-        "head_dim": 8,
-        "max_position_embeddings": 512,
-        "hidden_act": "silu",
-        "rope_theta": 1e4,
-        "rope_scaling": None,
-        "query_scale": 1.0,
-        "head_layers": [2],
-    }
-    return {"architecture": "Decoder", "architecture_config": fields}
+    """The architecture of another checkpoint, with the class that it has."""
+    config = json.loads((CASES / "decoder-qwen2" / "config.json").read_text())
+    return {"model_class": "decoder-only-base", "source_config": config}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -403,11 +393,12 @@ def test_the_arguments_for_scoring_are_kept_and_the_callers_come_first(tmp_path)
     load(CASES / "lightweight-gemma2", **arguments, batch_size=3).save(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["scoring"] == arguments
     kept = load(tmp_path / "out", normalize=False, prompt="Good?")
-    assert (kept.cutoff_layers, kept.compress_layers, kept.compress_ratio) == ([3, 5], [4], 2)
-    assert (kept.head_index, kept.attention_softcap, kept.max_length) == ("layer", "config", 100)
-    assert (kept.query_instruction.text, kept.passage_instruction.format) == ("Q: ", "{}-{}")
-    assert (kept.normalize, kept.prompt, kept.batch_size) == (False, "Good?", 128)
-    assert kept.model.config.attention_softcap == 50.0
+    settings = kept.settings
+    assert (settings.cutoff_layers, settings.compress_layers, settings.compress_ratio) == ([3, 5], [4], 2)
+    assert (settings.head_index, settings.attention_softcap, settings.max_length) == ("layer", "config", 100)
+    assert (settings.query_instruction.text, settings.passage_instruction.format) == ("Q: ", "{}-{}")
+    assert (settings.normalize, settings.prompt, settings.batch_size) == (False, "Good?", 128)
+    assert kept.spec.config.attention_softcap == 50.0
 
 
 # The parameters on disk
@@ -513,17 +504,7 @@ def test_a_kept_head_is_kept_when_the_model_is_saved(tmp_path, overwrite):
     kept = (tmp_path / "one" / "kept.safetensors").read_bytes()
     model = load(tmp_path / "one")
     out = tmp_path / ("one" if overwrite else "two")
-    save(
-        out,
-        model.model,
-        model.tokenizer,
-        model_class=model.model_class,
-        scoring={},
-        source_config=model.source_config,
-        source=None,
-        kept=tmp_path / "one" / "kept.safetensors",
-        overwrite=overwrite,
-    )
+    model.save(out, overwrite=overwrite)
     assert (out / "kept.safetensors").read_bytes() == kept
     assert verify_manifest(out) == []
 

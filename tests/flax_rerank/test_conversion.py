@@ -94,7 +94,7 @@ def test_a_stack_is_read_layer_by_layer(tmp_path, monkeypatch):
         return part
 
     monkeypatch.setattr(TorchCheckpoint, "read", noting)
-    convert(str(CASES / "lightweight-gemma2"), tmp_path / "out")
+    done = convert(str(CASES / "lightweight-gemma2"), tmp_path / "out")
     tensors = load_file(CASES / "lightweight-gemma2" / "model.safetensors")
     assert sum(sizes) == done.bytes
     assert max(sizes) == max(tensor.nbytes for tensor in tensors.values())

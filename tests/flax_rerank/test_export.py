@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 from flax_rerank import CheckpointError
 from flax_rerank import export as export_module
-from flax_rerank.checkpoint.verify import check_tensors
 from flax_rerank.cli import main
 from flax_rerank.conversion import convert
 from flax_rerank.convert.peft import merge_adapter
 from flax_rerank.convert.torch_files import INDEX, SINGLE, SafetensorsFiles
 from flax_rerank.export import export_checkpoint
+from flax_rerank.tensor_check import check_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:'Yes' is")  # true of some of the small tokenizers
 FAMILIES = [
@@ -201,7 +201,7 @@ def test_a_full_disk_leaves_no_folder(bert, tmp_path, monkeypatch):
 
 
 def test_what_is_no_flax_checkpoint_is_refused(bert, tmp_path):
-    with pytest.raises(ValueError, match="encoder-bert is no Flax checkpoint"):
+    with pytest.raises(ValueError, match="encoder-bert is not a Flax checkpoint"):
         export_checkpoint(CASES / "encoder-bert", tmp_path / "out")
     folder = shutil.copytree(bert, tmp_path / "flax")
     with pytest.raises(ValueError, match="one lies in the other"):
@@ -210,7 +210,7 @@ def test_what_is_no_flax_checkpoint_is_refused(bert, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"format_version": 99}))
     with pytest.raises(CheckpointError, match=r"format version is 99, .* upgrade flax-rerank"):
         export_checkpoint(folder, tmp_path / "out")
-    config["architecture_config"]["num_hidden_layers"] += 1
+    config["source_config"]["num_hidden_layers"] += 1
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"parameter layers.* has shape \[2, .* asks for \[3, "):
         export_checkpoint(folder, tmp_path / "out")
@@ -228,4 +228,4 @@ def test_the_command_goes_back(llama, tmp_path, capsys):
     assert tensors_in(out)["lm_head.weight"].dtype == BFLOAT16
     for option in (["--verify"], ["--keep-head"], ["--max-length", "64"]):
         assert main(["convert", "--to", "pytorch", str(llama), str(tmp_path / "no"), *option]) == 1
-        assert f"{option[0]} is no option for --to pytorch" in capsys.readouterr().err
+        assert f"{option[0]} is not an option for --to pytorch" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from reference_cases import CASES
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import FlaxAutoReranker
-from flax_rerank.checkpoint import manifest
+from flax_rerank.checkpoint import params
 from flax_rerank.cli import main
 from flax_rerank.conversion import convert
 from flax_rerank.convert.torch_files import PickleFiles, SafetensorsFiles
@@ -233,7 +233,7 @@ def test_a_damaged_flax_checkpoint_says_what_is_wrong(flax):
 
 
 def test_hashes_are_compared_when_asked(flax, capsys, monkeypatch):
-    monkeypatch.setattr(manifest, "SMALL", 0)  # those of small files always are
+    monkeypatch.setattr(params, "SMALL", 0)  # those of small files always are
     data = max((flax / "params").rglob("*"), key=lambda file: file.stat().st_size if file.is_file() else 0)
     flipped = bytearray(data.read_bytes())
     flipped[len(flipped) // 2] ^= 1

@@ -1,12 +1,17 @@
 """What an encoder computes: padding, positions, token types, and the whole against numpy."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from flax_rerank.dtypes import DTypes
+from flax_rerank.models.compression import Compression
 from flax_rerank.models.encoder import Encoder, EncoderConfig
+from flax_rerank.models.readout import Readout
 
 BERT = {
     "vocab_size": 61,
@@ -18,25 +23,26 @@ BERT = {
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-6,
     "hidden_act": "relu",
-    "pad_token_id": 0,
     "position_offset": 0,
 }
-ROBERTA = BERT | {"type_vocab_size": 1, "pad_token_id": 1, "position_offset": 2}
+ROBERTA = BERT | {"type_vocab_size": 1, "position_offset": 2}
+FIRST = Readout("first", "dense_tanh", layers=(3,), heads=(0,))
 LENGTHS = np.array([17, 24, 5], np.int32)
 STARTS = np.array([6, 9, 3], np.int32)
 
 
-def random_encoder(fields, dtype=jnp.float32):
+def random_encoder(fields):
     """The encoder with random weights, and a jitted function of (ids, lengths, passage starts)."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Encoder(EncoderConfig(**fields))))
+    dtypes = DTypes(np.float32, np.float32)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Encoder(EncoderConfig(**fields), FIRST, dtypes)))
     rng = np.random.default_rng(0)
 
     def draw(path, param):
         around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0  # the weights of norms
-        return jnp.asarray(rng.standard_normal(param.shape, dtype=np.float32) * 0.3 + around, dtype)
+        return jnp.asarray(rng.standard_normal(param.shape, dtype=np.float32) * 0.3 + around)
 
     state = jax.tree_util.tree_map_with_path(draw, state)
-    step = jax.jit(lambda state, *batch: nnx.merge(graphdef, state)(*batch))
+    step = jax.jit(lambda state, *batch: nnx.merge(graphdef, state)(*batch, readout=FIRST))
     return nnx.merge(graphdef, state), lambda *batch: np.asarray(step(state, *batch))
 
 
@@ -102,13 +108,15 @@ def test_where_the_passage_starts_matters_only_with_token_types():
         assert difference > 1e-4 if matters else difference == 0
 
 
-def test_bfloat16_weights_give_float32_scores_from_a_float32_head():
-    _, score = random_encoder(BERT)
-    _, rounded = random_encoder(BERT, jnp.bfloat16)
-    scores = rounded(*batch(24))
-    assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, score(*batch(24)), rtol=0, atol=0.3)
-    assert (scores != scores.astype(jnp.bfloat16).astype(np.float32)).any()
+def test_an_encoder_has_one_readout_and_no_compression():
+    config, dtypes = EncoderConfig(**BERT), DTypes(np.float32, np.float32)
+    with pytest.raises(NotImplementedError, match="an encoder scores its last layer's first token by dense_tanh"):
+        Encoder(config, replace(FIRST, position="last"), dtypes)
+    encoder = Encoder(config, FIRST, dtypes)
+    with pytest.raises(ValueError, match="an encoder scores after its last layer, 3, by its own readout"):
+        encoder(*batch(24), readout=replace(FIRST, layers=(2,)))
+    with pytest.raises(ValueError, match="an encoder cannot compress tokens"):
+        encoder(*batch(24), readout=FIRST, compression=Compression(((1, 20),), ratio=2, suffix_length=0))
 
 
 def test_the_longest_input_leaves_out_the_positions_before_the_offset():
