@@ -48,7 +48,7 @@ def open_raw(path: str) -> BinaryIO:
     """
     if not is_url(path):
         return open(path, "rb")
-    filesystem, name = _filesystem(path)
+    filesystem, name = filesystem_of(path)
     if filesystem.isdir(name):
         raise IsADirectoryError(f"{path} is a directory, not a file")
     try:
@@ -88,7 +88,7 @@ def open_output(path: str, *, raw: bool = False) -> Iterator[BinaryIO]:
     """
     compression = "" if raw else compression_of(path)
     if is_url(path):
-        filesystem, name = _filesystem(path)
+        filesystem, name = filesystem_of(path)
         with tempfile.TemporaryDirectory(prefix="flax-rerank-") as folder:
             spool = os.path.join(folder, "spool")
             with _writer(spool, compression) as sink:
@@ -135,7 +135,7 @@ def exists(path: str) -> bool:
     """Whether a file or a folder exists."""
     if not is_url(path):
         return os.path.exists(path)
-    filesystem, name = _filesystem(path)
+    filesystem, name = filesystem_of(path)
     filesystem.invalidate_cache()
     return filesystem.exists(name)
 
@@ -144,14 +144,14 @@ def size(path: str) -> int:
     """Bytes, as stored."""
     if not is_url(path):
         return os.path.getsize(path)
-    filesystem, name = _filesystem(path)
+    filesystem, name = filesystem_of(path)
     return filesystem.size(name)
 
 
 def sizes(folder: str) -> dict[str, int]:
     """Bytes by name of what is in a folder, sorted, without files that are being written; {} if it does not exist."""
     if is_url(folder):
-        filesystem, name = _filesystem(folder)
+        filesystem, name = filesystem_of(folder)
         filesystem.invalidate_cache()
         entries = filesystem.ls(name, detail=True) if filesystem.isdir(name) else []
         found = {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] or 0 for entry in entries}
@@ -166,14 +166,25 @@ def remove(path: str) -> None:
     if not is_url(path):
         os.remove(path)
         return
-    filesystem, name = _filesystem(path)
+    filesystem, name = filesystem_of(path)
     filesystem.rm_file(name)
+
+
+def remove_tree(path: str) -> None:
+    """Delete a folder with all that is in it, if it is there."""
+    if is_url(path):
+        filesystem, name = filesystem_of(path)
+        filesystem.invalidate_cache()
+        if filesystem.exists(name):
+            filesystem.rm(name, recursive=True)
+    elif os.path.isdir(path):
+        shutil.rmtree(path)
 
 
 def digest(path: str) -> str:
     """What tells contents apart: the SHA-256 of its bytes, or the tag that an object store has for them."""
     if is_url(path):
-        filesystem, name = _filesystem(path)
+        filesystem, name = filesystem_of(path)
         info = filesystem.info(name)
         tag = next((f"{tag} {info[tag]}" for tag in CONTENT_TAGS if info.get(tag)), None)
         if tag is not None:
@@ -220,7 +231,8 @@ def _writer(path: str, compression: str) -> Iterator[Any]:
             yield raw
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the name that it has there. Raises ImportError without fsspec."""
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:

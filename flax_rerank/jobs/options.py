@@ -22,7 +22,7 @@ def resource(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """The options of a job. All paths may be URLs that fsspec knows.
+    """The options of a job; `flax-rerank score --help` explains each. All paths may be URLs that fsspec knows.
 
     Raises:
         ValueError: a number below 1, or options that contradict each other.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from flax_rerank.jobs import files
-from flax_rerank.jobs.folder import DONE, PARTS, REJECTS, read_json, remove_tree, write_json
+from flax_rerank.jobs.folder import DONE, PARTS, REJECTS, read_json, write_json
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.manifest import Description, check, describe, differences
 from flax_rerank.jobs.rows import Shard
@@ -130,7 +130,7 @@ def look(job: Job, file: OneFile | None, description: Description, overwrite: bo
         summary = read_json(file.summary) or {}
         if summary.get("job") == description and files.size(file.path) == summary["bytes"]:
             logger.info("%s is complete already", file.path)
-            remove_tree(file.folder)
+            files.remove_tree(file.folder)
             return summary
         if not files.exists(job.files.manifest):
             different = differences(summary["job"], description) if "job" in summary else []
@@ -152,7 +152,7 @@ def start_anew(job: Job, file: OneFile | None) -> None:
         return  # and `check` refuses a folder that holds something else
     # The manifest last: without it nobody would know what the rest is.
     for folder in (DONE, PARTS, REJECTS):
-        remove_tree(f"{job.folder}/{folder}")
+        files.remove_tree(f"{job.folder}/{folder}")
     for path in (job.files.summary, job.files.manifest):
         if files.exists(path):
             files.remove(path)
@@ -170,5 +170,5 @@ def join(
         files.remove(file.rejects)
     summary = {**summary, "bytes": files.size(file.path)}
     write_json(file.summary, summary)
-    remove_tree(file.folder)
+    files.remove_tree(file.folder)
     return summary
