@@ -158,5 +158,5 @@ def _describe(spec: Spec, opened: TorchCheckpoint, on_bytes: Callable[[int], Non
     result = described(spec.name, opened.folder, (opened.folder / "config.json", *own, *spec.tokenizer.files))
     if opened.adapter is not None:
         others = (file for file in opened.source.files if file.parent == opened.adapter)
-        result["adapter"] = described(str(spec.settings.peft_path), opened.adapter, others)
+        result["adapter"] = described(str(spec.adapter), opened.adapter, others)
     return result

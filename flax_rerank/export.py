@@ -72,6 +72,7 @@ class TorchTensors:
         array = self._params.read(item.rule.flax, dtype, item.region)
         if not _is_one_row(item):
             return item.rule.transform.to_torch(array)
+        assert self._kept is not None  # else `_faults_of_heads` has raised
         matrix = self._kept.read(name).astype(dtype)
         matrix[item.rule.transform.row] = array
         return matrix

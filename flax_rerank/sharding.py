@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, MODEL = "data", "model"
 
-Devices = str | int | jax.Device | Sequence[str | int | jax.Device] | None
-MeshShape = str | Mapping[str, int] | Mesh | None
+Devices: TypeAlias = "str | int | jax.Device | Sequence[str | int | jax.Device] | None"
+MeshShape: TypeAlias = str | Mapping[str, int] | Mesh | None
 
 # The field of a model's config that counts what a logical axis is made of: an axis of heads is split between heads.
 SIZES = {
@@ -117,9 +116,7 @@ def make_mesh(devices: Devices = None, shape: MeshShape = None) -> Mesh:
             f"mesh data={data},model={model} takes {data * model} devices; there are {len(chosen)} "
             f"({', '.join(map(str, chosen[:4]))}{', ...' if len(chosen) > 4 else ''})"
         )
-    return jax.make_mesh(
-        (data, model), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto), devices=np.asarray(chosen)
-    )
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto), devices=chosen)
 
 
 def parameter_shardings(module: nnx.Module, mesh: Mesh, rules: ShardingRules) -> dict[str, NamedSharding]:
@@ -134,7 +131,8 @@ def parameter_shardings(module: nnx.Module, mesh: Mesh, rules: ShardingRules) ->
         MeshError: a dimension does not divide over its mesh axis.
         ValueError: the mesh does not have an axis of the rules, or they split two axes of a parameter over one.
     """
-    targets = {axis: _target(axis, module.config, mesh, rules) for axis in SIZES}
+    config = module.config  # type: ignore[attr-defined]
+    targets = {axis: _target(axis, config, mesh, rules) for axis in SIZES}
     shardings = {}
     for path, param in nnx.to_flat_state(nnx.state(module)):
         name = ".".join(map(str, path))
@@ -184,14 +182,14 @@ def _target(axis: str, config: Any, mesh: Mesh, rules: ShardingRules) -> str | N
 
 
 def _parse(shape: str | Mapping[str, int] | None) -> dict[str, int]:
-    text = shape if isinstance(shape, str) else None
-    if text is not None:
+    if isinstance(shape, str):
         try:
-            pairs = [part.split("=") for part in text.split(",")]
-            shape = {axis.strip(): int(size) for axis, size in pairs}
+            pairs = [part.split("=") for part in shape.split(",")]
+            sizes = {axis.strip(): int(size) for axis, size in pairs}
         except ValueError as error:
-            raise MeshError(f"mesh {text!r} is not of the form data=4,model=2") from error
-    sizes = dict(shape or {})
+            raise MeshError(f"mesh {shape!r} is not of the form data=4,model=2") from error
+    else:
+        sizes = dict(shape or {})
     if not set(sizes) <= {DATA, MODEL} or any(size < 1 for size in sizes.values()):
         raise MeshError(f"mesh {shape!r}: the axes are {DATA} and {MODEL}, each at least 1, as in data=4,model=2")
     return sizes

@@ -173,7 +173,7 @@ def _score_with_flax(folder: Path, devices: Devices) -> tuple[np.ndarray, list[E
     prepared = reranker.prepare(PAIRS)
     starts = prepared.pairs.passage_starts.tolist()
     pairs = [Encoded(prepared.pairs.ids(pair), start) for pair, start in enumerate(starts)]
-    return reranker.run(prepared).scores.astype(np.float64), pairs
+    return np.asarray(reranker.compute_score(PAIRS)), pairs
 
 
 def score_with_transformers(

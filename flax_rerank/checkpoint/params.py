@@ -73,7 +73,8 @@ def write_params(
             if writing is not None:
                 writing.result()
             writing = pool.submit(write, group)
-    writing.result()
+        if writing is not None:
+            writing.result()
     with _orbax() as ocp, _written(folder):
         ocp.partial.finalize(folder.resolve())
 

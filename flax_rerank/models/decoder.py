@@ -223,19 +223,13 @@ class Decoder(nnx.Module):
         if readout.layers[0] == 0:
             states = states.at[0].set(pick(x, lengths - 1)[:, 0])
         start = 0
-        for stop, new_length in () if compression is None else compression.at:
-            if not 0 < stop < readout.layers[-1]:
-                continue
-            x, states = self._run(x, states, lengths, start, stop, readout.layers)
-            x, lengths = compress(
-                x,
-                lengths,
-                passage_starts,
-                ratio=compression.ratio,
-                suffix_length=compression.suffix_length,
-                new_length=new_length,
-            )
-            start = stop
+        if compression is not None:
+            sizes = {"ratio": compression.ratio, "suffix_length": compression.suffix_length}
+            for stop, new_length in compression.at:
+                if 0 < stop < readout.layers[-1]:
+                    x, states = self._run(x, states, lengths, start, stop, readout.layers)
+                    x, lengths = compress(x, lengths, passage_starts, new_length=new_length, **sizes)
+                    start = stop
         _, states = self._run(x, states, lengths, start, readout.layers[-1], readout.layers)
         return self._logits(states, readout)
 

@@ -64,8 +64,10 @@ class Embeddings(nnx.Module):
 
     def __call__(self, input_ids: jax.Array, token_types: jax.Array) -> jax.Array:
         positions = jnp.arange(input_ids.shape[1])[None] + self.position_offset  # [1, L]
-        parts = self.word(input_ids), self.position(positions), self.token_type(token_types)  # [B or 1, L, D]
-        return self.norm(sum(part.astype(jnp.float32) for part in parts))  # [B, L, D]
+        x = self.word(input_ids).astype(jnp.float32)  # [B, L, D]
+        x = x + self.position(positions).astype(jnp.float32)
+        x = x + self.token_type(token_types).astype(jnp.float32)
+        return self.norm(x)
 
 
 class SelfAttention(nnx.Module):

@@ -90,4 +90,6 @@ class Readout:
             )
         chosen = tuple(sorted(set(asked)))
         own = dict(zip(self.layers, self.heads, strict=True))
-        return replace(self, layers=chosen, heads=tuple(own[layer] for layer in chosen) if heads is None else heads)
+        return replace(
+            self, layers=chosen, heads=tuple(own[layer] for layer in chosen) if heads is None else tuple(heads)
+        )

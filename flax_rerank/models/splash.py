@@ -1,6 +1,6 @@
 """Attention for TPUs that keeps its scores on the chip: JAX's Pallas kernel (splash attention), over a mesh."""
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,7 @@ def splash_attention(
         return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
     shape = padded, padded
+    mask: Any
     if not causal:
         mask = FullMask(shape)
     elif 0 < window < length:
@@ -114,7 +115,7 @@ def splash_attention_on(
     value: jax.Array,
     *,
     lengths: jax.Array | None,
-    **settings: object,
+    **settings: Any,
 ) -> jax.Array:
     """`splash_attention` on the devices of a mesh with the axes "data" and "model": each has its rows and heads.
 
@@ -128,10 +129,13 @@ def splash_attention_on(
     whole = PartitionSpec(DATA, None, None, None)
     split = PartitionSpec(DATA, None, MODEL, None) if heads % parts == 0 else whole
     of_keys = split if kv_heads % parts == 0 else whole
-    attend = functools.partial(splash_attention, **settings)
     rows = () if lengths is None else (lengths,)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, *rows: jax.Array) -> jax.Array:
+        return splash_attention(query, key, value, lengths=rows[0] if rows else None, **settings)
+
     return jax.shard_map(
-        lambda query, key, value, *rows: attend(query, key, value, lengths=rows[0] if rows else None),
+        attend,
         mesh=mesh,
         in_specs=(split, of_keys, of_keys, *(PartitionSpec(DATA) for _ in rows)),
         out_specs=split,

@@ -7,6 +7,7 @@ for a decoder `<bos> query \\n passage \\n prompt`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pa
     """
     if isinstance(sentence_pairs, str | bytes):
         raise TypeError(f"a pair is two strings, got the single string {_short(sentence_pairs)}")
-    pairs = list(sentence_pairs)
+    pairs: list[Any] = list(sentence_pairs)
     if len(pairs) == 2 and all(isinstance(text, str) for text in pairs):
         return [(pairs[0], pairs[1])]
     if pairs and isinstance(pairs[0], str):
