@@ -105,10 +105,10 @@ class LocalEngine:
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
             try:
                 ahead = deque(reader.submit(scorer.prepare, shard, cancelled.is_set) for shard in todo[:1])
-                for shard, following in zip(todo, [*todo[1:], None], strict=True):
+                for number, shard in enumerate(todo, start=1):
                     self._stop_if_signalled(signals)
                     ready = ahead.popleft().result()
-                    if following is not None:
+                    for following in todo[number : number + 1]:
                         ahead.append(reader.submit(scorer.prepare, following, cancelled.is_set))
                     scored = scorer.score(ready, progress.enabled)
                     wait_until_written()

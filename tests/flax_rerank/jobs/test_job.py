@@ -382,3 +382,10 @@ def test_an_input_of_which_no_row_can_be_scored_is_refused(make_job):
     with pytest.raises(ValueError, match=rf"^no row of the input can be scored; {source}:1: it is at fault$"):
         run(fake)
     assert not Path(fake.job.files.manifest).exists()
+
+
+def test_a_finished_job_is_finished_in_lock_step_too(make_job):
+    fake = make_job(PASSAGES, name="folder")
+    first = run(fake, LocalEngine(lock_step=True))
+    assert run(fake, LocalEngine(lock_step=True)) == first
+    assert first.summary["rows"] == len(PASSAGES)
