@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, MODEL = "data", "model"
 
-Devices: TypeAlias = "str | int | jax.Device | Sequence[str | int | jax.Device] | None"
+Devices: TypeAlias = str | int | jax.Device | Sequence[str | int | jax.Device] | None
 MeshShape: TypeAlias = str | Mapping[str, int] | Mesh | None
 
 # The field of a model's config that counts what a logical axis is made of: an axis of heads is split between heads.
