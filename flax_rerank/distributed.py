@@ -68,16 +68,20 @@ def ending_together() -> Iterator[None]:
     `jax.distributed` must enter it. The one that fails raises its exception; each other one logs the reason and
     exits with code 1. A process that is killed, or whose machine is lost, is found by JAX after `HEARTBEAT_SECONDS`.
 
-    Processes tell each other through the key-value store of `jax.distributed`, whose client is private in jax 0.10 to
-    0.12.
+    Raises:
+        ValueError: `jax.distributed` is not initialised.
     """
+    # The processes share a key-value store, whose client is private in jax 0.10 to 0.12.
     from jax._src.distributed import global_state
 
+    store = global_state.client
+    if store is None:
+        raise ValueError("a model over several processes needs jax.distributed: call jax.distributed.initialize()")
     left = threading.Event()
 
     def watch() -> None:
         while not left.wait(POLL_SECONDS):
-            for process, reason in global_state.client.key_value_dir_get(FAILED):
+            for process, reason in store.key_value_dir_get(FAILED):
                 if left.is_set():
                     return
                 logger.error("process %s failed: %s", process.removeprefix(FAILED), reason)
@@ -95,7 +99,7 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         left.set()
         watcher.join()
-        global_state.client.key_value_set(f"{FAILED}{jax.process_index()}", f"{type(error).__name__}: {error}")
+        store.key_value_set(f"{FAILED}{jax.process_index()}", f"{type(error).__name__}: {error}")
         raise
     finally:
         left.set()

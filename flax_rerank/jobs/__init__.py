@@ -11,7 +11,7 @@ __all__ = ["JobOptions", "score_files"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "score_files":  # it imports the rerankers: not for whoever wants a part of this package only
+    if name == "score_files":  # it imports the rerankers, which the parts of this package do without
         from flax_rerank.jobs.score import score_files
 
         return score_files

@@ -15,10 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+from typing import Any, BinaryIO
 
 COMPRESSIONS = (".gz", ".zst")
 PARTIAL = ".partial-"
@@ -51,7 +48,7 @@ def open_raw(path: str) -> BinaryIO:
     """
     if not is_url(path):
         return open(path, "rb")
-    filesystem, name = _filesystem(path)
+    filesystem, name = filesystem_of(path)
     if filesystem.isdir(name):
         raise IsADirectoryError(f"{path} is a directory, not a file")
     try:
@@ -80,18 +77,18 @@ def open_input(path: str) -> BinaryIO:
 
 @contextmanager
 def open_output(path: str, *, raw: bool = False) -> Iterator[BinaryIO]:
-    """A stream to a new file, which is there, complete, when the block is left, and not at all after an exception.
+    """A stream to a new file. It exists, complete, when the block is left, and not at all after an exception.
 
     A local file is written under another name beside its place, flushed to the disk and renamed. An object is written
     to a local temporary file and uploaded then: left half-way, a stream to an object store would still make an object.
 
     Args:
-        path: the file; one that is there is replaced. Local folders on the way are made.
+        path: the file; an old one is replaced. Local folders on the way are made.
         raw: the bytes are compressed already.
     """
     compression = "" if raw else compression_of(path)
     if is_url(path):
-        filesystem, name = _filesystem(path)
+        filesystem, name = filesystem_of(path)
         with tempfile.TemporaryDirectory(prefix="flax-rerank-") as folder:
             spool = os.path.join(folder, "spool")
             with _writer(spool, compression) as sink:
@@ -135,10 +132,10 @@ def concatenate(parts: Sequence[str], path: str) -> None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or a folder."""
+    """Whether a file or a folder exists."""
     if not is_url(path):
         return os.path.exists(path)
-    filesystem, name = _filesystem(path)
+    filesystem, name = filesystem_of(path)
     filesystem.invalidate_cache()
     return filesystem.exists(name)
 
@@ -147,14 +144,14 @@ def size(path: str) -> int:
     """Bytes, as stored."""
     if not is_url(path):
         return os.path.getsize(path)
-    filesystem, name = _filesystem(path)
+    filesystem, name = filesystem_of(path)
     return filesystem.size(name)
 
 
 def sizes(folder: str) -> dict[str, int]:
-    """What is in a folder: bytes by name, sorted, without files that are being written. {} if there is no folder."""
+    """Bytes by name of what is in a folder, sorted, without files that are being written; {} if it does not exist."""
     if is_url(folder):
-        filesystem, name = _filesystem(folder)
+        filesystem, name = filesystem_of(folder)
         filesystem.invalidate_cache()
         entries = filesystem.ls(name, detail=True) if filesystem.isdir(name) else []
         found = {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] or 0 for entry in entries}
@@ -165,24 +162,35 @@ def sizes(folder: str) -> dict[str, int]:
 
 
 def remove(path: str) -> None:
-    """Delete a file. Raises FileNotFoundError if there is none."""
+    """Delete a file. Raises FileNotFoundError if it does not exist."""
     if not is_url(path):
         os.remove(path)
         return
-    filesystem, name = _filesystem(path)
+    filesystem, name = filesystem_of(path)
     filesystem.rm_file(name)
+
+
+def remove_tree(path: str) -> None:
+    """Delete a folder with all that is in it, if it is there."""
+    if is_url(path):
+        filesystem, name = filesystem_of(path)
+        filesystem.invalidate_cache()
+        if filesystem.exists(name):
+            filesystem.rm(name, recursive=True)
+    elif os.path.isdir(path):
+        shutil.rmtree(path)
 
 
 def digest(path: str) -> str:
     """What tells contents apart: the SHA-256 of its bytes, or the tag that an object store has for them."""
     if is_url(path):
-        filesystem, name = _filesystem(path)
+        filesystem, name = filesystem_of(path)
         info = filesystem.info(name)
         tag = next((f"{tag} {info[tag]}" for tag in CONTENT_TAGS if info.get(tag)), None)
         if tag is not None:
             return f"{tag}, {info['size']} bytes"
     with open_raw(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
 
 
 class _Decompressed(io.RawIOBase):
@@ -210,7 +218,7 @@ class _Decompressed(io.RawIOBase):
 
 
 @contextmanager
-def _writer(path: str, compression: str) -> Iterator[BinaryIO]:
+def _writer(path: str, compression: str) -> Iterator[Any]:
     with ExitStack() as stack:
         if compression == ".zst":
             yield stack.enter_context(_pyarrow().CompressedOutputStream(path, "zstd"))
@@ -223,7 +231,8 @@ def _writer(path: str, compression: str) -> Iterator[BinaryIO]:
             yield raw
 
 
-def _filesystem(url: str) -> "tuple[AbstractFileSystem, str]":
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the name that it has there. Raises ImportError without fsspec."""
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +110,7 @@ def create_json(path: str, value: Any) -> bool:
     moment may each write it, and the last one stays.
     """
     if files.is_url(path):
-        filesystem, name = _filesystem(path)
+        filesystem, name = files.filesystem_of(path)
         filesystem.makedirs(filesystem._parent(name), exist_ok=True)
         try:
             filesystem.pipe_file(name, _json(value), mode="create")
@@ -143,22 +142,5 @@ def write_rejects(path: str, rejects: Iterable[Reject]) -> None:
             sink.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
-def remove_tree(path: str) -> None:
-    """Delete a folder with all that is in it, if it is there."""
-    if files.is_url(path):
-        filesystem, name = _filesystem(path)
-        filesystem.invalidate_cache()
-        if filesystem.exists(name):
-            filesystem.rm(name, recursive=True)
-    elif os.path.isdir(path):
-        shutil.rmtree(path)
-
-
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    return url_to_fs(url)

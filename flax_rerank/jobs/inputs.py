@@ -28,8 +28,11 @@ def source_of(options: JobOptions, stack: ExitStack) -> Source:
     # Ray's processes have another working directory.
     seen = files.absolute if options.engine == "ray" else str
     if options.run is not None:
-        texts = beir_files(options.beir) if options.beir is not None else (options.queries, options.corpus)
-        return TrecSource(seen(options.run), *map(seen, texts), options.top_k)
+        if options.beir is not None:
+            queries, corpus = beir_files(options.beir)
+        else:
+            queries, corpus = str(options.queries), str(options.corpus)
+        return TrecSource(seen(options.run), seen(queries), seen(corpus), options.top_k)
     if options.inputs == [STANDARD_STREAM]:
         paths: Sequence[str] = [_spool(stack)]
     else:

@@ -101,9 +101,10 @@ def begin(job: Job, description: Description, shards: Sequence[Shard], reranker:
     }
     there = check(job, description)
     if there is None:
-        made = {**description, "table": fit_table(job, shards, reranker)}
+        there = {**description, "table": fit_table(job, shards, reranker)}
         # Two processes that both make one make the same: all that the table follows from is in the description.
-        there = made if create_json(job.files.manifest, made) else check(job, description)
+        if not create_json(job.files.manifest, there):
+            there = check(job, description) or there
     return tuple(Shape(rows, length) for rows, length in there["table"])
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 STANDARD_STREAM = "-"
-PATHS = ("run", "queries", "corpus", "beir", "output")
+PATHS = ("run", "queries", "corpus", "beir", "output", "compile_cache")
 POSITIVE = ("top_k", "shard_rows", "num_shards", "num_processes", "ray_actors")
 
 
@@ -22,7 +22,7 @@ def resource(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """The options of a job. All paths may be URLs that fsspec knows.
+    """The options of a job; `flax-rerank score --help` explains each. All paths may be URLs that fsspec knows.
 
     Raises:
         ValueError: a number below 1, or options that contradict each other.
@@ -118,13 +118,12 @@ class JobOptions:
             raise ValueError("standard input comes alone, without other files")
 
     def _check_processes(self) -> None:
-        by_hand = self.num_shards is not None or self.shard_index is not None
-        by_jax = self.distributed or any(
-            value is not None for value in (self.coordinator, self.num_processes, self.process_id)
-        )
+        by_hand = (self.num_shards, self.shard_index) != (None, None)
+        by_jax = self.distributed or (self.coordinator, self.num_processes, self.process_id) != (None, None, None)
         if self.engine == "ray" and (by_hand or by_jax):
             raise ValueError("Ray deals out the shards: give no num_shards and no distributed with engine ray")
         if by_hand and by_jax:
             raise ValueError("give num_shards and shard_index, or distributed, and not both")
-        if by_hand and not 0 <= (-1 if self.shard_index is None else self.shard_index) < (self.num_shards or 0):
+        # Without one of the two, no number is in the range.
+        if by_hand and self.shard_index not in range(self.num_shards or 0):
             raise ValueError("num_shards and shard_index go together, with shard_index from 0 to num_shards - 1")

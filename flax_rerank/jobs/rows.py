@@ -1,6 +1,7 @@
 """What inputs give and outputs take: rows, shards and the two protocols between them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,9 +12,8 @@ class Row(NamedTuple):
 
     Attributes:
         number: its line (of text) or row (of a table) in its file, from 1.
-        query: the query.
-        passage: the passage.
-        record: what else the output is to have of it, by field.
+        query, passage: the texts.
+        record: its fields in the output.
     """
 
     number: int
@@ -23,12 +23,12 @@ class Row(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """One row of the input that cannot be scored.
+    """A row of the input that cannot be scored.
 
     Attributes:
-        file: where it stands.
+        file: the file it is in.
         number: its line or row, from 1.
-        reason: why not.
+        reason: why it cannot be scored.
     """
 
     file: str
@@ -36,8 +36,9 @@ class Reject(NamedTuple):
     reason: str
 
 
-class Shard(NamedTuple):
-    """A part of an input, the same one whenever and wherever the input is cut.
+@dataclass(frozen=True)
+class Shard:
+    """A part of an input. Each process, at any time, cuts the input into the same shards.
 
     Attributes:
         index: its place among the shards, from 0.

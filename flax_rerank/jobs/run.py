@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from flax_rerank.jobs import files
-from flax_rerank.jobs.folder import DONE, PARTS, REJECTS, read_json, remove_tree, write_json
+from flax_rerank.jobs.folder import DONE, PARTS, REJECTS, read_json, write_json
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.manifest import Description, check, describe, differences
 from flax_rerank.jobs.rows import Shard
@@ -21,11 +21,18 @@ logger = logging.getLogger(__name__)
 class Engine(Protocol):
     """What runs the shards of a job. See `flax_rerank.jobs.engines`."""
 
-    count: int
-    lock_step: bool
-    writes: bool
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def lock_step(self) -> bool: ...
+
+    @property
+    def writes(self) -> bool: ...
 
     def checkpoint_digest(self, job: Job) -> str: ...
+
+    def agree(self, complete: bool) -> bool: ...
 
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
@@ -89,21 +96,9 @@ def run_job(job: Job, engine: Engine, *, file: OneFile | None = None, overwrite:
         shards = job.source.shards(job.shard_rows)
         description = describe(job, shards, engine.checkpoint_digest(job))
         signals.install()  # to find the model, Ray was started, which takes them
-        if engine.writes:
-            if overwrite:
-                start_anew(job, file)
-            elif file is not None:
-                there = complete(file, description)
-                if there is not None:
-                    logger.info("%s is complete already", file.path)
-                    remove_tree(file.folder)
-                    return Result(True, there)
-                if files.exists(file.path) and not files.exists(job.files.manifest):
-                    whose = _of_another_job(file, description)
-                    raise FileExistsError(
-                        f"{file.path} exists{whose}. Give another output, or overwrite to start anew"
-                    )
-            check(job, description)
+        there = look(job, file, description, overwrite) if engine.writes else None
+        if engine.agree(there is not None):
+            return Result(True, there)
         written = engine.run(job, description, shards, signals)
         if not engine.writes:
             return Result(False, None)
@@ -122,11 +117,34 @@ def run_job(job: Job, engine: Engine, *, file: OneFile | None = None, overwrite:
         return Result(True, summary)
 
 
-def start_anew(job: Job, file: OneFile | None) -> None:
-    """Remove what an earlier job left, but for the one file, which is replaced when the new one is complete.
+def look(job: Job, file: OneFile | None, description: Description, overwrite: bool) -> Summary | None:
+    """See what an earlier run left: the summary if it completed the one file, or None if there is work to do.
 
     Raises:
-        ValueError: the folder holds something else than a job.
+        ValueError: as `check`.
+        FileExistsError: the file exists, and this job did not write it.
+    """
+    if overwrite:
+        start_anew(job, file)
+    elif file is not None and files.exists(file.path):
+        summary = read_json(file.summary) or {}
+        if summary.get("job") == description and files.size(file.path) == summary["bytes"]:
+            logger.info("%s is complete already", file.path)
+            files.remove_tree(file.folder)
+            return summary
+        if not files.exists(job.files.manifest):
+            different = differences(summary["job"], description) if "job" in summary else []
+            whose = f" and is another job's: {'; '.join(different)}" if different else ""
+            raise FileExistsError(f"{file.path} exists{whose}. Give another output, or overwrite to start anew")
+    check(job, description)
+    return None
+
+
+def start_anew(job: Job, file: OneFile | None) -> None:
+    """Remove what an earlier job left, except the one file, which is replaced when the new one is complete.
+
+    Raises:
+        ValueError: the folder holds something other than a job.
     """
     if file is not None and files.exists(file.summary):
         files.remove(file.summary)
@@ -134,25 +152,10 @@ def start_anew(job: Job, file: OneFile | None) -> None:
         return  # and `check` refuses a folder that holds something else
     # The manifest last: without it nobody would know what the rest is.
     for folder in (DONE, PARTS, REJECTS):
-        remove_tree(f"{job.folder}/{folder}")
+        files.remove_tree(f"{job.folder}/{folder}")
     for path in (job.files.summary, job.files.manifest):
         if files.exists(path):
             files.remove(path)
-
-
-def complete(file: OneFile, description: Description) -> Summary | None:
-    """The summary of a file that this very job wrote; None for any other file, and if there is none."""
-    summary = read_json(file.summary)
-    if summary is None or summary.get("job") != description or not files.exists(file.path):
-        return None
-    return summary if files.size(file.path) == summary["bytes"] else None
-
-
-def _of_another_job(file: OneFile, description: Description) -> str:
-    """In words, in what the job that wrote the file differs; "" if it does not, or if no job wrote the file."""
-    summary = read_json(file.summary)
-    different = differences(summary["job"], description) if summary is not None and "job" in summary else []
-    return f" and is another job's: {'; '.join(different)}" if different else ""
 
 
 def join(
@@ -167,5 +170,5 @@ def join(
         files.remove(file.rejects)
     summary = {**summary, "bytes": files.size(file.path)}
     write_json(file.summary, summary)
-    remove_tree(file.folder)
+    files.remove_tree(file.folder)
     return summary

@@ -115,7 +115,11 @@ def _everywhere(model: str) -> str:
 
 def _settings(options: JobOptions, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What scores depend on beside input and weights, as JSON values."""
-    given = {name: _as_json(name, value) for name, value in settings.items() if name not in NOT_IN_MANIFEST}
+    given = {
+        name: _as_json(name, value)
+        for name, value in settings.items()
+        if value is not None and name not in NOT_IN_MANIFEST
+    }
     given["adapter"] = settings.get("peft_path")
     if options.run is None:
         return {**given, "query_field": options.query_field, "passage_field": options.passage_field}

@@ -1,21 +1,22 @@
-"""Being told to stop: SIGTERM from whoever takes the machine away, SIGINT from the keyboard."""
+"""Signals to stop: SIGTERM from the system that takes the machine away, SIGINT from the keyboard."""
 
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 
 class StopSignals:
-    """While it is entered, the first SIGTERM or SIGINT ends the process in order, and all further ones change nothing.
+    """While this is entered, the first SIGTERM or SIGINT raises SystemExit, and later ones do nothing.
 
-    That is a `SystemExit` with code 143 or 130, as shells have it: raised at once where `at_once`, else by the next
-    `check`. In a thread other than the main one it does nothing, since only that one gets signals.
+    The exit code is 143 or 130, as in shells. With `at_once`, SystemExit is raised in the handler, otherwise by the
+    next `check`. Only the main thread gets signals, so in any other thread this does nothing.
     """
 
     def __init__(self, *, at_once: bool = True) -> None:
         self.at_once = at_once
         self.received: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self.install()
@@ -27,7 +28,7 @@ class StopSignals:
         self._before = {}
 
     def install(self) -> None:
-        """Take the signals; to be called again after a library that takes them too."""
+        """Handle the signals. Call it again after a library has installed handlers of its own."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -35,7 +36,7 @@ class StopSignals:
             self._before.setdefault(number, before)
 
     def check(self) -> None:
-        """Raise the SystemExit that is due: Python drops one that is raised inside a finaliser."""
+        """Raise the SystemExit that is due: Python drops one that the handler raises inside a finaliser."""
         if self.received is not None:
             raise SystemExit(128 + self.received)
 

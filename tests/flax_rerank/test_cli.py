@@ -168,16 +168,16 @@ def test_scripts_convert_and_score(tmp_path):
 
 
 BAD = [
-    (b"{'query': 1}", "no JSON: Expecting"),
-    (b"[" * 100_000, "no JSON: "),
-    (b'["query", "passage"]', "no JSON object but list"),
-    (b'{"query": "a"}', 'no "passage"'),
-    (b'{"passage": "a"}', 'no "query"'),
+    (b"{'query': 1}", "not JSON: Expecting"),
+    (b"[" * 100_000, "not JSON: "),
+    (b'["query", "passage"]', "not a JSON object but list"),
+    (b'{"query": "a"}', '"passage" is missing'),
+    (b'{"passage": "a"}', '"query" is missing'),
     (b'{"query": "a", "passage": null}', '"passage" is null'),
-    (b'{"query": 7, "passage": "a"}', '"query" is no string but int'),
+    (b'{"query": 7, "passage": "a"}', '"query" is not a string but int'),
     (b'{"query": "a", "passage": " "}', "the passage is empty"),
     (b'{"query": "a\\ud800", "passage": "b"}', "the query holds a lone surrogate"),
-    (b'{"query": "\xff", "passage": "b"}', "no JSON: 'utf-8' codec"),
+    (b'{"query": "\xff", "passage": "b"}', "not JSON: 'utf-8' codec"),
     (json.dumps({"query": "panda " * 600, "passage": "b"}).encode(), "no token of the passage is left"),
 ]
 GOOD = b'{"query": "a", "passage": "b"}'
@@ -217,7 +217,7 @@ def test_strict_stops_at_the_first_bad_line(tmp_path, bert, capsys, monkeypatch,
 def test_a_first_line_that_is_no_json_is_named(tmp_path, bert, capsys):
     source = write_lines(tmp_path / "pairs.jsonl", ["query,passage", GOOD.decode()])
     assert score(BERT, source, tmp_path / "scores.jsonl", "--strict") == 1
-    assert capsys.readouterr().err.startswith(f"flax-rerank: {source}:1: no JSON: ")
+    assert capsys.readouterr().err.startswith(f"flax-rerank: {source}:1: not JSON: ")
 
 
 def test_a_score_that_is_not_finite_names_its_line(tmp_path, bert, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +48,14 @@ class LocalEngine:
     def checkpoint_digest(self, job: Job) -> str:
         """See `manifest.checkpoint_digest`."""
         return checkpoint_digest(job.model, job.adapter, job.cache_dir)
+
+    def agree(self, complete: bool) -> bool:
+        """Whether the job is complete: in lock step, what the first process says, who alone can tell."""
+        if not self.lock_step:
+            return complete
+        from jax.experimental.multihost_utils import broadcast_one_to_all
+
+        return bool(broadcast_one_to_all(np.bool_(complete)))
 
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
@@ -95,28 +104,28 @@ class LocalEngine:
 
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
             try:
-                ready = reader.submit(scorer.prepare, todo[0], cancelled.is_set) if todo else None
-                for following in [*todo[1:], None] if todo else []:
-                    self._stop_if_told(signals)
-                    shard = ready.result()
-                    if following is not None:
-                        ready = reader.submit(scorer.prepare, following, cancelled.is_set)
-                    scored = scorer.score(shard, progress.enabled)
+                ahead = deque(reader.submit(scorer.prepare, shard, cancelled.is_set) for shard in todo[:1])
+                for number, shard in enumerate(todo, start=1):
+                    self._stop_if_signalled(signals)
+                    ready = ahead.popleft().result()
+                    for following in todo[number : number + 1]:
+                        ahead.append(reader.submit(scorer.prepare, following, cancelled.is_set))
+                    scored = scorer.score(ready, progress.enabled)
                     wait_until_written()
                     if self.writes:
-                        written, rows = writer.submit(scorer.write, scored), shard.shard.rows
-                    del shard, scored  # else they would live until the next ones are there
+                        written, rows = writer.submit(scorer.write, scored), shard.rows
+                    del ready, scored  # else they would live until the next ones are there
                 wait_until_written()
-                self._stop_if_told(signals)
+                self._stop_if_signalled(signals)
             finally:
                 cancelled.set()
         return markers
 
-    def _stop_if_told(self, signals: StopSignals) -> None:
+    def _stop_if_signalled(self, signals: StopSignals) -> None:
         if self.lock_step:
             from jax.experimental.multihost_utils import process_allgather
 
-            # Whoever was told, all stop at the same shard.
+            # Whichever process got the signal, all stop at the same shard.
             signals.received = int(process_allgather(np.int32(signals.received or 0)).max()) or None
         signals.check()
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from flax_rerank.jobs.engines.local import unfinished
@@ -18,7 +18,7 @@ from flax_rerank.jobs.stopping import StopSignals
 T = TypeVar("T")
 
 CALLS_AT_A_TIME = 2  # in an actor: one reads or writes while the other has the devices
-# What the user can put right is told as data: of an exception in an actor, Ray Data keeps no more than a long text.
+# Errors that the user can correct are returned as data: Ray Data turns an actor's exception into a long text.
 FAULTS = {error.__name__: error for error in (ValueError, FloatingPointError, MemoryError)}
 
 
@@ -46,6 +46,10 @@ class RayEngine:
         """See `manifest.checkpoint_digest`; taken on the cluster, where the model is."""
         return self._call(checkpoint_digest, job.model, job.adapter, job.cache_dir)
 
+    def agree(self, complete: bool) -> bool:
+        """Whether the job is complete."""
+        return complete
+
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
     ) -> Sequence[Marker]:
@@ -66,7 +70,7 @@ class RayEngine:
         options = self._remote_arguments()
         if check(job, description) is None:
             self._call(_begin, job, description, shards, **options)
-        scored = ray.data.from_items([shard._asdict() for shard in todo], override_num_blocks=len(todo)).map_batches(
+        scored = ray.data.from_items([asdict(shard) for shard in todo], override_num_blocks=len(todo)).map_batches(
             ShardActor,
             fn_constructor_args=(job, description, shards),
             batch_size=1,
@@ -124,7 +128,10 @@ class ShardActor:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Score one shard, given as its fields; gives what the progress line needs of it, or what is at fault."""
-        (shard,) = (Shard(*values) for values in zip(*(batch[name].tolist() for name in Shard._fields), strict=True))
+        (shard,) = (
+            Shard(*values)
+            for values in zip(*(batch[name].tolist() for name in (field.name for field in fields(Shard))), strict=True)
+        )
         row = {"rows": shard.rows, "tokens": 0, "computed_tokens": 0, "fault": "", "message": ""}
         try:
             ready = self._scorer.prepare(shard)

@@ -30,7 +30,7 @@ class JsonlFormat:
                     line = json.dumps(record, ensure_ascii=False) + "\n"
                 except TypeError as error:
                     raise TypeError(f"row {row.number}: {error}; write Parquet, or leave the column out") from error
-                # A lone surrogate is no UTF-8. As a backslash escape it is JSON, and the field is what it was.
+                # UTF-8 cannot hold a lone surrogate. As a backslash escape it is JSON, and the field is what it was.
                 sink.write(line.encode("utf-8", "backslashreplace"))
 
     def join(self, parts: Sequence[str], path: str) -> None:

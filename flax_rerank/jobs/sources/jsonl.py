@@ -132,12 +132,12 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """The JSON object of one line.
 
     Raises:
-        ValueError: no UTF-8, no JSON, no object.
+        ValueError: the line is not UTF-8, not JSON, or not an object.
     """
     try:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON: {error}") from error
+        raise ValueError(f"not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"no JSON object but {type(record).__name__}")
+        raise ValueError(f"not a JSON object but {type(record).__name__}")
     return record

@@ -6,10 +6,10 @@ from flax_rerank.jobs import files
 
 
 def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file (.gz, .zst or neither), from 1; blank ones count but do not come.
+    """The lines of a file (.gz, .zst or neither), from 1. Blank ones are counted and left out.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the file has no lines, or only blank ones.
     """
     empty = True
     with files.open_input(path) as stream:

@@ -1,4 +1,4 @@
-"""What a pair must be to be scored."""
+"""What a pair must have to be scored."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,22 +8,22 @@ def pair_of(record: Mapping[str, Any], query_field: str, passage_field: str) -> 
     """The query and the passage of a record.
 
     Raises:
-        ValueError: one is missing, null or no string, or as `require_texts`.
+        ValueError: one is missing, null or not a string; or as `require_texts`.
     """
     for field in (query_field, passage_field):
         if field not in record:
-            raise ValueError(f'no "{field}"')
+            raise ValueError(f'"{field}" is missing')
         if record[field] is None:
             raise ValueError(f'"{field}" is null')
         if not isinstance(record[field], str):
-            raise ValueError(f'"{field}" is no string but {type(record[field]).__name__}')
+            raise ValueError(f'"{field}" is not a string but {type(record[field]).__name__}')
     query, passage = record[query_field], record[passage_field]
     require_texts(query, passage)
     return query, passage
 
 
 def require_texts(query: str, passage: str) -> None:
-    """Raise ValueError for a query or a passage that is empty, or that is no text: no tokenizer takes a surrogate."""
+    """Raise ValueError if a query or a passage is empty, or has a lone surrogate, which no tokenizer takes."""
     for role, text in (("query", query), ("passage", passage)):
         if not text or text.isspace():
             raise ValueError(f"the {role} is empty")

@@ -47,12 +47,12 @@ class ParquetSource:
         """The columns of all files together, with the types that hold them all.
 
         Raises:
-            ValueError: a column that has types in two files which do not go together.
+            ValueError: no type holds the values that a column has in two files.
         """
         return unify_schemas({file: schema_of(file) for file in self.files})
 
     def shards(self, rows: int) -> list[Shard]:
-        """See `Source`. Only what the files say of themselves is read."""
+        """See `Source`. Only the files' metadata is read."""
         if rows < 1:
             raise ValueError(f"a shard of {rows} rows; it must have at least 1")
         shards: list[Shard] = []
@@ -74,7 +74,7 @@ class ParquetSource:
         records = self._cursors.take(shard, lambda: records_from(shard.file, shard.offset))
         for number, record in enumerate(records, start=shard.first):
             if isinstance(record, UnicodeDecodeError):
-                yield Reject(shard.file, number, f"no UTF-8: {record}")
+                yield Reject(shard.file, number, f"not UTF-8: {record}")
                 continue
             try:
                 query, passage = pair_of(record, self.query_field, self.passage_field)
@@ -100,7 +100,7 @@ def open_parquet(file: str) -> "Iterator[pq.ParquetFile]":
     """A Parquet file by path or URL, read piece by piece.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a Parquet file.
     """
     try:
         import pyarrow as pa
@@ -112,7 +112,7 @@ def open_parquet(file: str) -> "Iterator[pq.ParquetFile]":
         try:
             table = pq.ParquetFile(stream, buffer_size=files.BLOCK, pre_buffer=False)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file} is no Parquet file: {error}") from error
+            raise ValueError(f"{file} is not a Parquet file: {error}") from error
         yield table
 
 
@@ -126,7 +126,7 @@ def unify_schemas(schemas: "dict[str, pa.Schema]") -> "pa.Schema":
     """One schema that takes the rows of all files: all columns, each with the narrowest type that holds all values.
 
     Raises:
-        ValueError: no type does; the column and the file are named.
+        ValueError: no type holds them; names the column and the file.
     """
     import pyarrow as pa
 
@@ -162,7 +162,7 @@ def records_from(file: str, group: int) -> tuple[int, Generator[dict[str, Any] |
 
 
 def _records_of(batch: "pa.RecordBatch") -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """A dict for each row, or why there is none: Parquet's strings are UTF-8 on their writer's word alone."""
+    """A dict for each row, or the error of one whose strings are not UTF-8: Parquet does not check them."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:

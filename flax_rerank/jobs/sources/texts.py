@@ -85,9 +85,9 @@ def _read_tsv(path: str, titles: bool) -> Iterator[tuple[int, str, str]]:
 
 def _string(record: dict[str, Any], name: str) -> str:
     if name not in record:
-        raise ValueError(f'no "{name}"')
+        raise ValueError(f'"{name}" is missing')
     value = record[name]
     if not isinstance(value, str):
-        raise ValueError(f'"{name}" is no string but {type(value).__name__}')
-    value.encode("utf-8")  # a lone surrogate is no text
+        raise ValueError(f'"{name}" is not a string but {type(value).__name__}')
+    value.encode("utf-8")  # a lone surrogate raises
     return value

@@ -68,6 +68,7 @@ def outputs(tmp_path_factory):
     jobs = [
         (job | {"output": str(folder / "shared")}, settings),
         (job | {"output": str(folder / "spanned.jsonl")}, over_both),
+        (job | {"output": str(folder / "spanned.jsonl")}, over_both),  # it is complete already, in both
         (job | failing | {"output": str(folder / "failed.jsonl")}, over_both),
     ]
     with socket.socket() as free:
@@ -130,7 +131,7 @@ def test_a_model_over_two_processes_scores_the_same(outputs):
 
 def test_all_processes_of_a_mesh_end_with_the_reason_of_the_one_that_failed(outputs):
     failed, other = json.loads((outputs / "messages.json").read_text())
-    reason = f"ValueError: {outputs}/pairs0.jsonl:5: no JSON"
+    reason = f"ValueError: {outputs}/pairs0.jsonl:5: not JSON"
     assert reason in failed
     assert f"flax-rerank: process 0 failed: {reason}" in other
     assert not (outputs / "failed.jsonl").exists()
@@ -207,6 +208,6 @@ def test_a_ray_worker_that_is_killed_loses_no_row(ray_cluster, make_job, tmp_pat
 @ray_warns
 def test_what_goes_wrong_in_a_ray_worker_is_raised(ray_cluster, make_job):
     fake = make_job(["a", "b", "c", "d", "bad"]).but(strict=True)
-    with pytest.raises(ValueError, match=r"^\S*pairs\.jsonl:5: no JSON"):
+    with pytest.raises(ValueError, match=r"^\S*pairs\.jsonl:5: not JSON"):
         run_job(fake.job, RayEngine(), file=fake.file)
     assert not Path(fake.file.path).exists()

@@ -66,12 +66,12 @@ def test_rows_that_cannot_be_scored_go_to_the_rejects(make_job):
     assert [reject["file"] for reject in rejects] == [source] * 5
     assert [reject["line"] for reject in rejects] == [2, 3, 4, 6, 9]
     reasons = [reject["reason"].partition(":")[0] for reject in rejects]
-    assert reasons == ["its score is not finite", "no JSON", "it is at fault", "it is at fault", "no JSON"]
+    assert reasons == ["its score is not finite", "not JSON", "it is at fault", "it is at fault", "not JSON"]
     assert (result.summary["rows"], result.summary["rejects"], result.summary["truncated"]) == (4, 5, 4)
 
 
 @pytest.mark.parametrize(
-    ("bad", "reason"), [("bad", "no JSON"), ("fault", "it is at fault"), ("nan", "its score is not finite")]
+    ("bad", "reason"), [("bad", "not JSON"), ("fault", "it is at fault"), ("nan", "its score is not finite")]
 )
 def test_a_strict_job_stops_at_the_first_such_row(make_job, bad, reason):
     fake = make_job(["a", "b", "c", "d", bad, "nan"]).but(strict=True)
@@ -382,3 +382,10 @@ def test_an_input_of_which_no_row_can_be_scored_is_refused(make_job):
     with pytest.raises(ValueError, match=rf"^no row of the input can be scored; {source}:1: it is at fault$"):
         run(fake)
     assert not Path(fake.job.files.manifest).exists()
+
+
+def test_a_finished_job_is_finished_in_lock_step_too(make_job):
+    fake = make_job(PASSAGES, name="folder")
+    first = run(fake, LocalEngine(lock_step=True))
+    assert run(fake, LocalEngine(lock_step=True)) == first
+    assert first.summary["rows"] == len(PASSAGES)

@@ -53,12 +53,13 @@ def test_settings_are_kept_as_json_values(tmp_path, pairs, reranker, monkeypatch
         "cutoff_layers": (1, 2),
         "sharding_rules": ShardingRules(vocab=None),
         "cache_dir": "anywhere",
+        "max_length": None,
     }
     kept = score_files(str(BERT), options, **settings).summary["job"]["settings"]
     assert loads == [settings]
     assert (kept["model_class"], kept["cutoff_layers"]) == ("encoder-only-base", [1, 2])
     assert kept["sharding_rules"]["vocab"] is None
-    assert "cache_dir" not in kept
+    assert not {"cache_dir", "max_length"} & set(kept)
     assert score_files(str(BERT), options, **settings).complete  # a list in the manifest is the tuple given here
     assert len(loads) == 1
     with pytest.raises(ValueError, match=r"cutoff_layers is \[1, 2\] there and \[1, 3\] here"):

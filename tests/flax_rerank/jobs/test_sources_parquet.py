@@ -47,7 +47,7 @@ def test_nulls_and_bad_text_are_rejects(tmp_path):
     assert (row.number, row.query, row.passage) == (1, "a", "a")
     assert all(isinstance(reject, Reject) and reject.file == path for reject in rejects)
     assert [reject.number for reject in rejects] == [2, 3, 4]
-    assert rejects[0].reason.startswith("no UTF-8: 'utf-8' codec can't decode byte 0xff")
+    assert rejects[0].reason.startswith("not UTF-8: 'utf-8' codec can't decode byte 0xff")
     assert [reject.reason for reject in rejects[1:]] == ['"query" is null', "the passage is empty"]
 
 
@@ -70,7 +70,7 @@ def test_categories_are_strings(tmp_path):
 
 def test_files_that_are_none_are_named(tmp_path):
     (tmp_path / "a.parquet").write_text("no table")
-    with pytest.raises(ValueError, match=r"a\.parquet is no Parquet file"):
+    with pytest.raises(ValueError, match=r"a\.parquet is not a Parquet file"):
         ParquetSource([str(tmp_path / "a.parquet")]).shards(10)
     with pytest.raises(ValueError, match=r"b\.parquet holds no rows"):
         ParquetSource(

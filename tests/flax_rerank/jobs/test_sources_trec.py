@@ -152,10 +152,10 @@ def test_the_fingerprint_is_that_of_all_files_and_top_k(make):
             r"no text for 4 passage ids of the run: 'd1' \(.*:1\), 'd2' \(.*:2\), 'd3' \(.*:5\), \.\.\.$",
         ),
         ({"corpus": [*CORPUS, CORPUS[2]]}, r"corpus\.jsonl:6: 'd3' has a text already, in line 3"),
-        ({"corpus": [{"_id": "d1"}]}, r'corpus\.jsonl:1: no "text"'),
-        ({"corpus": [{"_id": 1, "text": "x"}]}, r'corpus\.jsonl:1: "_id" is no string but int'),
+        ({"corpus": [{"_id": "d1"}]}, r'corpus\.jsonl:1: "text" is missing'),
+        ({"corpus": [{"_id": 1, "text": "x"}]}, r'corpus\.jsonl:1: "_id" is not a string but int'),
         ({"corpus": [{"_id": "d1", "title": "\ud800", "text": ""}]}, r"corpus\.jsonl:1: 'utf-8' codec"),
-        ({"corpus": '{"_id": "d1", \n'}, r"corpus\.jsonl:1: no JSON: Expecting"),
+        ({"corpus": '{"_id": "d1", \n'}, r"corpus\.jsonl:1: not JSON: Expecting"),
     ],
 )
 def test_what_is_wrong_is_named_before_scoring(make, change, reason):
