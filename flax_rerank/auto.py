@@ -1,10 +1,12 @@
 """FlaxAutoReranker: from a model's name to its class, in two levels of mapping."""
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flax_rerank.hub import model_name
 from flax_rerank.rerankers import (
     AbsReranker,
     FlaxLLMReranker,
@@ -70,7 +72,7 @@ class FlaxAutoReranker:
     @classmethod
     def from_finetuned(
         cls,
-        model_name_or_path: str,
+        model_name_or_path: str | os.PathLike[str],
         model_class: str | RerankerModelClass | None = None,
         use_fp16: bool = False,
         trust_remote_code: bool | None = None,
@@ -96,7 +98,7 @@ class FlaxAutoReranker:
             TypeError: a setting that the class does not have.
         """
         spec = find_spec(
-            str(model_name_or_path),
+            model_name_or_path,
             model_class,
             use_fp16=use_fp16,
             trust_remote_code=bool(trust_remote_code),
@@ -105,12 +107,15 @@ class FlaxAutoReranker:
         return class_of(spec).from_spec(spec)
 
 
-def find_spec(name: str, model_class: str | RerankerModelClass | None = None, **settings: Any) -> Spec:
+def find_spec(
+    name: str | os.PathLike[str], model_class: str | RerankerModelClass | None = None, **settings: Any
+) -> Spec:
     """The spec of the model called `name`, whose class is found as `FlaxAutoReranker.from_finetuned` does it.
 
     Raises:
         As `FlaxAutoReranker.from_finetuned`.
     """
+    name = model_name(name)
     chosen, known = find_model_class(name, model_class)
     try:
         return open_spec(name, chosen, known, **settings)

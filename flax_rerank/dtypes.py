@@ -35,7 +35,7 @@ class DTypes:
 FLOAT32 = DTypes(DTYPES["float32"], DTYPES["float32"])
 
 
-def choose_dtype(dtype: str | None, *, use_fp16: bool, use_bf16: bool, platform: str) -> DTypes:
+def choose_dtype(dtype: str | type | np.dtype | None, *, use_fp16: bool, use_bf16: bool, platform: str) -> DTypes:
     """The policy for scoring: parameters are stored in the dtype that is computed in.
 
     `dtype` decides if given. Else `use_bf16` gives bfloat16 everywhere. Else it is bfloat16 on TPU and GPU,

@@ -1,5 +1,6 @@
 """A model name to a local folder."""
 
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,20 @@ class HubError(OSError):
     """A model is not on the Hugging Face hub, or the hub cannot be reached."""
 
 
-def local_folder(name: str, cache_dir: str | None = None, *, config_only: bool = False) -> Path:
+def model_name(name: str | os.PathLike[str]) -> str:
+    """The name of a model, as a string.
+
+    Raises:
+        TypeError, ValueError: it is not one.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"the model is {name!r}; it must be a folder or a name on the Hugging Face hub")
+    if not os.fspath(name).strip():
+        raise ValueError("the name of the model is empty; give a folder or a name on the Hugging Face hub")
+    return os.fspath(name)
+
+
+def local_folder(name: str, cache_dir: str | os.PathLike[str] | None = None, *, config_only: bool = False) -> Path:
     """The folder of a model: `name` itself if it is one, else a snapshot from the Hugging Face hub.
 
     Only config, tokenizer and weights are downloaded, and pickled weights only where there are no others.

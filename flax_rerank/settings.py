@@ -5,12 +5,18 @@ constructor and of `compute_score`, the command-line option, and the entry in a 
 """
 
 import dataclasses
+import functools
+import math
 import sys
+import types
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, ClassVar, Literal, Self
+from os import PathLike
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from flax_rerank.sharding import DEFAULT_RULES, Devices, MeshShape, ShardingRules
 from flax_rerank.text.prompts import Instruction, PromptFormat
@@ -18,6 +24,7 @@ from flax_rerank.text.prompts import Instruction, PromptFormat
 CutoffLayers = int | Sequence[int] | None
 
 RATIOS = (1, 2, 4, 8)
+MOST = 2**31 - 1  # of anything that is counted
 _INSTRUCTIONS = (
     *("query_instruction_for_rerank", "query_instruction_format"),
     *("passage_instruction_for_rerank", "passage_instruction_format"),
@@ -97,10 +104,23 @@ class CallSettings:
     )
 
     def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _fits(value, hints[field.name]):
+                error = (
+                    ValueError if isinstance(value, str) and get_origin(hints[field.name]) is Literal else TypeError
+                )
+                raise error(f"{field.name} is {value!r}; it must be {_described(hints[field.name])}")
         for name in ("batch_size", "max_length", "query_max_length"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            if value is not None and not 1 <= value <= MOST:
+                raise ValueError(f"{name} is {value}; it must be at least 1 and at most {MOST}")
+        for name in ("query_instruction", "passage_instruction"):
+            try:
+                getattr(self, name)
+            except ValueError as error:
+                raise ValueError(f"{name}_format: {error}") from error
         if self.query_tokens < 1:
             raise ValueError("query_max_length is 0 (3/4 of max_length); it must be at least 1")
 
@@ -141,13 +161,16 @@ class Settings(CallSettings):
 
     use_fp16: bool = setting(False, "half precision on TPU and GPU, which is the default there", cli=False)
     use_bf16: bool = setting(False, "bfloat16, on a CPU too", cli=False)
-    dtype: str | None = setting(
+    dtype: str | type | np.dtype | None = setting(
         None,
         "of parameters and computation; by default bfloat16 on TPU and GPU, float32 on CPU",
+        parse=str,
         choices=("float32", "bfloat16"),
     )
     trust_remote_code: bool = setting(False, "no remote code ever runs here, so True changes nothing", cli=False)
-    cache_dir: str | None = setting(None, "where snapshots from the hub are kept", metavar="DIR")
+    cache_dir: str | PathLike[str] | None = setting(
+        None, "where snapshots from the hub are kept", parse=str, metavar="DIR"
+    )
     devices: Devices = setting(
         None,
         '"cpu", "gpu", "tpu", "cuda:0", 0, ...; by default all local devices share each batch',
@@ -225,7 +248,9 @@ class LLMSettings(LLMCall, Settings):
     call: ClassVar[type[CallSettings]] = LLMCall
     default_format: ClassVar[str] = "flag-llm"
 
-    peft_path: str | None = setting(None, "a LoRA adapter to merge: a folder or a name on the hub", metavar="PATH")
+    peft_path: str | PathLike[str] | None = setting(
+        None, "a LoRA adapter to merge: a folder or a name on the hub", parse=str, metavar="PATH"
+    )
     prompt_format: str | PromptFormat | None = setting(
         None,
         "what is put around query and passage: an entry of PROMPT_FORMATS by name (LLM rerankers)",
@@ -235,9 +260,9 @@ class LLMSettings(LLMCall, Settings):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if isinstance(self.prompt_format, dict):  # as JSON has it
             object.__setattr__(self, "prompt_format", PromptFormat(**self.prompt_format))
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,8 +305,6 @@ class LightweightCall(LayerwiseCall):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head_index not in ("reference", "layer"):
-            raise ValueError(f"head_index {self.head_index!r} is neither 'reference' nor 'layer'")
         if self.compress_ratio not in RATIOS:
             raise ValueError(f"compress_ratio {self.compress_ratio!r} is not one of {', '.join(map(str, RATIOS))}")
 
@@ -300,11 +323,6 @@ class LightweightSettings(LightweightCall, LayerwiseSettings):
         kept=True,
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.attention_softcap not in ("reference", "config"):
-            raise ValueError(f"attention_softcap {self.attention_softcap!r} is neither 'reference' nor 'config'")
-
 
 SETTINGS: Mapping[RerankerModelClass, type[Settings]] = {
     RerankerModelClass.ENCODER_ONLY_BASE: EncoderSettings,
@@ -312,6 +330,42 @@ SETTINGS: Mapping[RerankerModelClass, type[Settings]] = {
     RerankerModelClass.DECODER_ONLY_LAYERWISE: LayerwiseSettings,
     RerankerModelClass.DECODER_ONLY_LIGHTWEIGHT: LightweightSettings,
 }
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that an annotation says. A bool is not a number here."""
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if kind is Literal:
+        return isinstance(value, str) and value in arguments
+    if kind is int:
+        return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is Sequence:
+        return isinstance(value, list | tuple | range | np.ndarray) and all(
+            _fits(each, arguments[0]) for each in value
+        )
+    return isinstance(value, kind)
+
+
+def _described(hint: Any) -> str:
+    """An annotation in words."""
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return " or ".join(_described(each) for each in arguments)
+    if kind is Literal:
+        return " or ".join(map(repr, arguments))
+    if kind is Sequence:
+        return f"a list of {_described(arguments[0])}"
+    return "None" if kind is types.NoneType else kind.__name__
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:

@@ -1,5 +1,6 @@
 """A `Spec`: all that is known of a reranker before a weight is read."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from flax_rerank.convert import TorchCheckpoint
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.dtypes import DTypes
-from flax_rerank.hub import HubError, local_folder
+from flax_rerank.hub import HubError, local_folder, model_name
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
 from flax_rerank.settings import (
@@ -113,7 +114,7 @@ class UnknownKindError(ValueError):
 
 
 def open_spec(
-    name: str,
+    name: str | os.PathLike[str],
     model_class: RerankerModelClass | None = None,
     named: RerankerModelClass | None = None,
     **settings: Any,
@@ -130,10 +131,11 @@ def open_spec(
         FileNotFoundError: a folder without config.json or tokenizer.
         OSError: the hub cannot be reached.
         CheckpointError: a Flax checkpoint of a format that is not read here.
-        TypeError: a setting that this kind of reranker does not have.
+        TypeError: a setting that this kind of reranker does not have, or a value of another type than it takes.
         ValueError: settings that do not fit the model; an embedding model; a config that says nothing of the kind.
         NotImplementedError: an architecture that is not covered.
     """
+    name = model_name(name)
     try:
         folder = local_folder(name, settings.get("cache_dir"))
     except HubError as error:

@@ -47,7 +47,9 @@ def _takes(settings: Any, names: Sequence[str], positional: int, *, per_call: bo
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD if place < positional else inspect.Parameter.KEYWORD_ONLY,
                 default=None if per_call else known[name].default,
-                annotation=known[name].annotation if name in known else Any,
+                annotation=(known[name].annotation | None if per_call else known[name].annotation)
+                if name in known
+                else Any,
             )
             for place, name in enumerate(names)
         ]

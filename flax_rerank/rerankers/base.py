@@ -1,8 +1,9 @@
 """What all rerankers have in common: loading, scoring, ranking, saving."""
 
+import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -61,14 +62,18 @@ class AbsReranker(ABC):
 
         Raises:
             CheckpointError: weights that do not fit the config.
-            ValueError: settings that do not fit the model or the devices.
+            ValueError: a spec of another kind, or settings that do not fit the model or the devices.
         """
+        if spec.model_class.value != cls.model_class:
+            raise ValueError(
+                f"{cls.__name__} takes a spec of the kind {cls.model_class}, not {spec.model_class.value}"
+            )
         reranker = cls.__new__(cls)
         reranker._assemble(spec, params, mesh)
         return reranker
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> None:
-        self._assemble(open_spec(str(name), RerankerModelClass(self.model_class), **settings), None, None)
+        self._assemble(open_spec(name, RerankerModelClass(self.model_class), **settings), None, None)
 
     def _assemble(self, spec: Spec, params: Mapping[str, jax.Array] | None, mesh: Mesh | None) -> None:
         settings = spec.settings
@@ -87,6 +92,7 @@ class AbsReranker(ABC):
         self.params = dict(params)
         self._scorer = Scorer(self._module, self.mesh, self.dtypes)
         self._tables: tuple[Table, ...] = ()
+        self._process = os.getpid()
 
     @property
     def model(self) -> nnx.Module:
@@ -100,7 +106,22 @@ class AbsReranker(ABC):
 
     @abstractmethod
     def compute_score(self, sentence_pairs: Pairs, /, *args: Any, **overrides: Any) -> list[Any]:
-        """Scores of one pair or many, always as a list."""
+        """Score pairs of query and passage.
+
+        Args:
+            sentence_pairs: one pair of strings, or a sequence of pairs.
+            overrides: settings for this call, in place of the constructor's.
+
+        Returns:
+            One float per pair, in order: logits, or their sigmoids with `normalize`. Always a list. For several cutoff
+            layers a list of these for each, in the order asked.
+
+        Raises:
+            TypeError: a pair that is not two strings, named by its index; an argument that does not exist.
+            ValueError: `max_length` above the model's positions; a layer without a head, or another setting that does
+                not fit the model; a pair that cannot be encoded or has no room for its passage, named by its index.
+            FloatingPointError: a score is not finite.
+        """
 
     @abstractmethod
     def score(self, sentence_pairs: Pairs, /, *args: Any, **overrides: Any) -> RerankOutput:
@@ -119,7 +140,7 @@ class AbsReranker(ABC):
         Args:
             query: the query.
             passages: what to rank.
-            top_k: how many to return; None for all.
+            top_k: how many to return, at least 1; None for all.
             return_documents: give the text of each passage too.
             overrides: arguments of `compute_score`.
 
@@ -128,11 +149,13 @@ class AbsReranker(ABC):
             `score`, and `text` if `return_documents`.
 
         Raises:
-            TypeError: a passage that is not a string.
-            ValueError: more than one cutoff layer.
+            TypeError: passages that have no order, or one that is not a string.
+            ValueError: more than one cutoff layer, or `top_k` below 1.
         """
-        if isinstance(passages, str):
-            raise TypeError("passages is a single string; it must be a sequence of strings")
+        if isinstance(passages, str | Mapping | Set):
+            raise TypeError(f"passages is a {type(passages).__name__}; it must be a sequence of strings")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; it must be at least 1, or None for all")
         passages = list(passages)
         scores = self.compute_score([(query, passage) for passage in passages], **overrides)
         if scores and not isinstance(scores[0], float):
@@ -253,6 +276,11 @@ class AbsReranker(ABC):
     def _prepare(
         self, pairs: list[tuple[str, str]], call: Call, table: Table | None, skip_faulty: bool, show: bool
     ) -> Prepared:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this reranker was loaded before the process was forked, and its devices and threads are not there "
+                "any more: load it after the fork, or start processes by multiprocessing's spawn"
+            )
         settings = call.settings
         tokenized = tokenize(
             pairs,

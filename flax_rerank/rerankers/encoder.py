@@ -22,24 +22,8 @@ class FlaxReranker(AbsReranker):
 
     @takes_overrides(CallSettings)
     def compute_score(self, sentence_pairs: Pairs, **overrides: Any) -> list[float]:
-        """Score pairs of query and passage.
-
-        Args:
-            sentence_pairs: one pair of strings, or a sequence of pairs.
-            overrides: settings for this call, in place of the constructor's.
-
-        Returns:
-            One float per pair, in order; logits, or their sigmoids with `normalize`. Always a list.
-
-        Raises:
-            TypeError: a pair that is not two strings, named by its index; an argument that does not exist.
-            ValueError: `max_length` above the model's positions; a pair that cannot be encoded or has no room for its
-                passage, named by its index.
-            FloatingPointError: a score is not finite.
-        """
         return self._compute_score(sentence_pairs, overrides)
 
     @takes_overrides(CallSettings)
     def score(self, sentence_pairs: Pairs, **overrides: Any) -> RerankOutput:
-        """As `compute_score`, with numpy scores, tokens and truncation of each pair, and counts."""
         return self._score(sentence_pairs, overrides)

@@ -25,25 +25,8 @@ class LightWeightFlaxLLMReranker(AbsReranker):
 
     @takes_overrides(LightweightCall)
     def compute_score(self, sentence_pairs: Pairs, **overrides: Any) -> list[float] | list[list[float]]:
-        """Score pairs of query and passage.
-
-        Args:
-            sentence_pairs: one pair of strings, or a sequence of pairs.
-            overrides: settings for this call, in place of the constructor's.
-
-        Returns:
-            For one layer a float per pair; for several a list of these for each, in the order asked.
-
-        Raises:
-            TypeError: a pair that is not two strings, named by its index; an argument that does not exist.
-            ValueError: no layer, or one without a head; a ratio that is not known, or a layer to compress before that
-                the model does not have; `max_length` above the model's positions; a pair that cannot be encoded or
-                has no room for its passage, named by its index.
-            FloatingPointError: a score is not finite.
-        """
         return self._compute_score(sentence_pairs, overrides)
 
     @takes_overrides(LightweightCall)
     def score(self, sentence_pairs: Pairs, **overrides: Any) -> RerankOutput:
-        """As `compute_score`, with numpy scores, tokens and truncation of each pair, and counts."""
         return self._score(sentence_pairs, overrides)

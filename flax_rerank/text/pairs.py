@@ -5,7 +5,7 @@ Query and passage are tokenised apart, cut apart, and put into a template:
 for a decoder `<bos> query \\n passage \\n prompt`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ def as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pa
     """
     if isinstance(sentence_pairs, str | bytes):
         raise TypeError(f"a pair is two strings, got the single string {_short(sentence_pairs)}")
+    if not isinstance(sentence_pairs, Sequence | np.ndarray | Iterator):
+        raise TypeError(
+            f"pairs are a list of (query, passage), got a {type(sentence_pairs).__name__}: make a list of two strings "
+            "for each pair, in the order in which you want the scores"
+        )
     pairs: list[Any] = list(sentence_pairs)
     if len(pairs) == 2 and all(isinstance(text, str) for text in pairs):
         return [(pairs[0], pairs[1])]

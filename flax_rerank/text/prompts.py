@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from string import Formatter
 from typing import Literal
 
 from flax_rerank.text.tokenizer import Tokenizer
@@ -112,10 +113,25 @@ def find_prompt_format(name: str | PromptFormat) -> PromptFormat:
 
 @dataclass(frozen=True)
 class Instruction:
-    """What is put around a text: `format` with the instruction and the text filled in."""
+    """What is put around a text: `format` with the instruction and the text filled in.
+
+    Raises:
+        ValueError: a format with other fields than `{}`, `{0}` and `{1}`. (Python's would read attributes.)
+    """
 
     text: str | None
     format: str
+
+    def __post_init__(self) -> None:
+        try:
+            for _, name, spec, conversion in Formatter().parse(self.format):
+                if name not in (None, "", "0", "1") or spec or conversion:
+                    raise ValueError(f"a field {name!r}")
+            self.format.format("", "")
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"the format {self.format!r} takes {{}} for the instruction and {{}} for the text, and nothing else"
+            ) from error
 
     def apply(self, sentence: str) -> str:
         """The text with its instruction; a literal backslash-n in the format is a line break."""

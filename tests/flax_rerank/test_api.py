@@ -233,10 +233,59 @@ def test_rank_without_documents_gives_no_text(bert):
     assert set(first) == set(second) == {"corpus_id", "score"}
 
 
-@pytest.mark.parametrize(("top_k", "count"), [(None, 4), (0, 0), (1, 1), (3, 3), (4, 4), (99, 4)])
+@pytest.mark.parametrize(("top_k", "count"), [(None, 4), (1, 1), (3, 3), (4, 4), (99, 4)])
 def test_rank_gives_the_best_top_k(bert, top_k, count):
     passages = ["hi", "a bear", "the panda", "justice"]
     assert bert.rank(QUERY, passages, top_k=top_k) == bert.rank(QUERY, passages)[:count]
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_rank_refuses_a_top_k_below_one(bert, top_k):
+    with pytest.raises(ValueError, match=f"top_k is {top_k}"):
+        bert.rank(QUERY, ["hi"], top_k=top_k)
+
+
+def test_rank_makes_a_list_of_passages_first(bert):
+    passages = ["hi", "a bear", "the panda"]
+
+    class Labelled:
+        """As a pandas Series: texts by label, in the order of the values."""
+
+        def __iter__(self):
+            return iter(passages)
+
+        def __getitem__(self, label):
+            return dict(zip((2, 0, 1), passages, strict=True))[label]
+
+    for each in (Labelled(), iter(passages)):
+        assert bert.rank(QUERY, each) == bert.rank(QUERY, passages)
+    for wrong in (set(passages), {"hi": 1}):
+        with pytest.raises(TypeError, match=f"passages is a {type(wrong).__name__}; it must be a sequence"):
+            bert.rank(QUERY, wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"query": "a", "passage": "b"}, {"a", "b"}], ids=["dict", "set"])
+def test_pairs_without_an_order_are_refused(bert, wrong):
+    with pytest.raises(TypeError, match=rf"pairs are a list of \(query, passage\), got a {type(wrong).__name__}"):
+        bert.compute_score(wrong)
+
+
+class Frame:
+    """As a pandas DataFrame: to go over it gives the names of its columns."""
+
+    def __iter__(self):
+        return iter(["query", "passage"])
+
+
+def test_a_table_is_not_taken_for_a_pair(bert):
+    with pytest.raises(TypeError, match="got a Frame: make a list of two strings for each pair"):
+        bert.compute_score(Frame())
+
+
+def test_a_forked_process_is_told_to_spawn(bert, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(RuntimeError, match="load it after the fork, or start processes by multiprocessing's spawn"):
+        bert.compute_score(SHORT)
 
 
 def test_rank_takes_the_arguments_of_compute_score(bert):
@@ -253,7 +302,7 @@ def test_rank_of_no_passages_is_empty(bert):
 
 
 def test_rank_refuses_a_string_in_place_of_passages(bert):
-    with pytest.raises(TypeError, match="passages is a single string"):
+    with pytest.raises(TypeError, match="passages is a str; it must be a sequence of strings"):
         bert.rank(QUERY, "hi")
 
 

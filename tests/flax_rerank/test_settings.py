@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import inspect
 import json
+import re
 
 import pytest
 from reference_cases import CASES, load_case
@@ -12,7 +13,14 @@ from flax_rerank import FlaxAutoReranker, FlaxLLMReranker, FlaxReranker, auto, r
 from flax_rerank.cli.loading import add_settings, given_settings
 from flax_rerank.rerankers.arguments import takes_overrides, takes_settings
 from flax_rerank.rerankers.base import AbsReranker
-from flax_rerank.settings import SETTINGS, CallSettings, EncoderSettings, RerankerModelClass, setting
+from flax_rerank.settings import (
+    SETTINGS,
+    CallSettings,
+    EncoderSettings,
+    LightweightSettings,
+    RerankerModelClass,
+    setting,
+)
 from flax_rerank.text import prompts
 
 several_pieces = pytest.mark.filterwarnings("ignore:.* tokens to this tokenizer:UserWarning")
@@ -176,6 +184,57 @@ def test_a_new_prompt_is_one_entry_of_the_table(monkeypatch, reranker, tmp_path)
 def test_an_unknown_prompt_format_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="prompt_format 'nothing' is not one of pair, flag-llm"):
         FlaxAutoReranker.from_finetuned(str(CASES / "decoder-qwen2"), prompt_format="nothing")
+
+
+# Types and ranges
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "must"),
+    [
+        ("max_length", "64", "int"),
+        ("max_length", 64.0, "int"),
+        ("max_length", float("nan"), "int"),
+        ("max_length", True, "int"),
+        ("max_length", None, "int"),
+        ("batch_size", [8], "int"),
+        ("query_max_length", "12", "int or None"),
+        ("normalize", "False", "bool"),
+        ("normalize", 1, "bool"),
+        ("query_instruction_for_rerank", 7, "str or None"),
+        ("query_instruction_format", None, "str"),
+        ("cutoff_layers", [2, "4"], "int or a list of int or None"),
+        ("cutoff_layers", {2, 4}, "int or a list of int or None"),
+        ("compress_ratio", 2.0, "int"),
+        ("prompt", b"x", "str or None"),
+        ("use_bf16", "yes", "bool"),
+        ("mesh", 3, "str or Mapping or Mesh or None"),
+    ],
+)
+def test_a_setting_of_another_type_is_named_with_its_value(name, value, must):
+    with pytest.raises(TypeError, match=re.escape(f"{name} is {value!r}; it must be {must}")):
+        LightweightSettings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_length", "query_max_length"])
+@pytest.mark.parametrize("value", [0, -1, 10**30])
+def test_a_number_out_of_range_is_named_with_its_value(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least 1"):
+        EncoderSettings(**{name: value})
+
+
+@pytest.mark.parametrize("format_", ["{0.__class__}", "{}{}{}", "{query}", "{!r}{}", "{:>9}", "{", "{2}", "{}{1}"])
+def test_a_format_takes_the_instruction_and_the_text_only(format_):
+    with pytest.raises(ValueError, match=r"passage_instruction_format: the format .* takes \{\} for the instruction"):
+        EncoderSettings(passage_instruction_format=format_)
+
+
+@pytest.mark.parametrize(("name", "error"), [("", ValueError), ("  ", ValueError), (None, TypeError), (7, TypeError)])
+def test_what_is_not_a_name_is_refused(name, error):
+    with pytest.raises(error, match="the model"):
+        FlaxAutoReranker.from_finetuned(name)
+    with pytest.raises(error, match="the model"):
+        FlaxReranker(name)
 
 
 # Warnings

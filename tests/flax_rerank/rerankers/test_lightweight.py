@@ -207,8 +207,8 @@ def test_a_layer_outside_the_model_is_refused_with_the_range(model, layer):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"head_index": "first"}, "head_index 'first' is neither 'reference' nor 'layer'"),
-        ({"attention_softcap": "none"}, "attention_softcap 'none' is neither 'reference' nor 'config'"),
+        ({"head_index": "first"}, "head_index is 'first'; it must be 'reference' or 'layer'"),
+        ({"attention_softcap": "none"}, "attention_softcap is 'none'; it must be 'reference' or 'config'"),
         ({"cutoff_layers": [1]}, r"cutoff_layers \[1\]: the model has scores after layers 2 to 6"),
         ({"cutoff_layers": []}, "name at least one"),
         ({"compress_ratio": 3}, "compress_ratio 3 is not one of 1, 2, 4, 8"),
