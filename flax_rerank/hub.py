@@ -51,6 +51,7 @@ def local_folder(name: str, cache_dir: str | os.PathLike[str] | None = None, *, 
     files = [*CONFIG_FILES]
     if not config_only:
         files += [*TOKENIZER_FILES, *WEIGHT_FILES, *FLAX_FILES]
+    cache_dir = None if cache_dir is None else os.fspath(cache_dir)
     try:
         folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=files))
         if not config_only and not any(folder.glob("*.safetensors")) and not (folder / "params").is_dir():

@@ -5,19 +5,17 @@ constructor and of `compute_score`, the command-line option, and the entry in a 
 """
 
 import dataclasses
-import functools
-import math
 import sys
-import types
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from os import PathLike
-from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from flax_rerank.field_types import check_field_types
 from flax_rerank.sharding import DEFAULT_RULES, Devices, MeshShape, ShardingRules
 from flax_rerank.text.prompts import Instruction, PromptFormat
 
@@ -104,14 +102,7 @@ class CallSettings:
     )
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not _fits(value, hints[field.name]):
-                error = (
-                    ValueError if isinstance(value, str) and get_origin(hints[field.name]) is Literal else TypeError
-                )
-                raise error(f"{field.name} is {value!r}; it must be {_described(hints[field.name])}")
+        check_field_types(self)
         for name in ("batch_size", "max_length", "query_max_length"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
@@ -330,42 +321,6 @@ SETTINGS: Mapping[RerankerModelClass, type[Settings]] = {
     RerankerModelClass.DECODER_ONLY_LAYERWISE: LayerwiseSettings,
     RerankerModelClass.DECODER_ONLY_LIGHTWEIGHT: LightweightSettings,
 }
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that an annotation says. A bool is not a number here."""
-    kind, arguments = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, types.UnionType):
-        return any(_fits(value, each) for each in arguments)
-    if kind is Literal:
-        return isinstance(value, str) and value in arguments
-    if kind is int:
-        return isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is Sequence:
-        return isinstance(value, list | tuple | range | np.ndarray) and all(
-            _fits(each, arguments[0]) for each in value
-        )
-    return isinstance(value, kind)
-
-
-def _described(hint: Any) -> str:
-    """An annotation in words."""
-    kind, arguments = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, types.UnionType):
-        return " or ".join(_described(each) for each in arguments)
-    if kind is Literal:
-        return " or ".join(map(repr, arguments))
-    if kind is Sequence:
-        return f"a list of {_described(arguments[0])}"
-    return "None" if kind is types.NoneType else kind.__name__
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
