@@ -17,7 +17,7 @@ def check_field_types(instance: Any) -> None:
         TypeError: a value of another type; the message names the field, the value and what it must be.
         ValueError: a text that is not one of those that a `Literal` allows.
     """
-    for name, hint in _hints(type(instance)).items():
+    for name, hint in _hints(type(instance)).items():  # type: ignore[arg-type]
         value = getattr(instance, name)
         if not fits(value, hint):
             error = ValueError if get_origin(hint) is Literal and isinstance(value, str) else TypeError

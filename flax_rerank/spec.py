@@ -17,6 +17,7 @@ from flax_rerank.dtypes import DTypes
 from flax_rerank.hub import HubError, local_folder, model_name
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
+from flax_rerank.params import CheckpointError
 from flax_rerank.settings import (
     SETTINGS,
     LightweightSettings,
@@ -160,9 +161,7 @@ def describe(
     stored: Mapping[str, Any] = {}
     hf = config
     if is_flax:
-        checkpoint.require_known_format(folder or Path(name), config)
-        stored, hf = config["scoring"], config["source_config"]
-        named = RerankerModelClass(config["model_class"])
+        named, stored, hf = _read_flax(folder or Path(name), config)
         if model_class not in (None, named):
             raise ValueError(f"{folder or name} is a reranker of the kind {named.value}, not {model_class.value}")
     value = convert.model_class_of(hf)
@@ -187,6 +186,12 @@ def describe(
     if adapter is not None and is_flax:
         raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
     shape, readout = convert.family_of(hf).architecture(HFConfig(hf))
+    largest = max(tokenizer.backend.get_vocab().values(), default=0)
+    if largest >= shape.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {folder or name} has token ids up to {largest}, the model has {shape.vocab_size} "
+            "embeddings (vocab_size): they do not belong together"
+        )
     prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)
     if chosen is RerankerModelClass.DECODER_ONLY_BASE:
         readout = replace(readout, tokens=_answers(prompt_format, tokenizer))
@@ -211,6 +216,35 @@ def describe(
         settings=given,
         adapter=None if adapter is None else local_folder(str(adapter), given.cache_dir),
     )
+
+
+def _read_flax(
+    folder: Path, config: Mapping[str, Any]
+) -> tuple[RerankerModelClass, Mapping[str, Any], Mapping[str, Any]]:
+    """The kind, the settings and the source's config.json that the config.json of a Flax checkpoint holds.
+
+    Raises:
+        CheckpointError: it does not hold them.
+    """
+    checkpoint.require_known_format(folder, config)
+    kinds = [kind.value for kind in RerankerModelClass]
+    faults = [
+        f"config.json: {name} must be an object"
+        for name in ("scoring", "source_config")
+        if not isinstance(config.get(name), dict)
+    ]
+    if config.get("model_class") not in kinds:
+        faults.append(
+            f"config.json: model_class is {config.get('model_class')!r}; it must be one of {', '.join(kinds)}"
+        )
+    if faults:
+        raise CheckpointError(folder, faults)
+    kind = RerankerModelClass(config["model_class"])
+    try:
+        SETTINGS[kind](**config["scoring"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(folder, [f"config.json: scoring: {error}"]) from error
+    return kind, config["scoring"], config["source_config"]
 
 
 def _answers(prompt_format: PromptFormat, tokenizer: Tokenizer) -> tuple[int, ...]:

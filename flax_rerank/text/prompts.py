@@ -70,13 +70,15 @@ class PromptFormat:
         return Template(prefix, middle, suffix, capacity, query_max_length, max_length)
 
     def _bos(self, tokenizer: Tokenizer) -> Ids:
-        bos = tokenizer.bos_token_id
-        if self.special_tokens == "bos" and bos is None:
+        if self.special_tokens not in ("bos", "bos_unless_pad"):
+            return ()
+        bos, unknown = tokenizer.bos_token_id, tokenizer.unknown_bos_token
+        if unknown is not None:
+            raise ValueError(f"the tokenizer's bos_token is {unknown!r}, which its vocabulary does not have")
+        if bos is None and self.special_tokens == "bos":
             raise ValueError("the tokenizer has no BOS token, which this prompt format puts first")
-        wanted = self.special_tokens == "bos" or (
-            self.special_tokens == "bos_unless_pad" and bos != tokenizer.pad_token_id
-        )
-        return (bos,) if wanted and bos is not None else ()
+        left_out = bos is None or (self.special_tokens == "bos_unless_pad" and bos == tokenizer.pad_token_id)
+        return () if left_out else (bos,)
 
 
 _FLAG = PromptFormat(

@@ -38,6 +38,7 @@ class Tokenizer:
     Attributes:
         backend: the tokenizer of the `tokenizers` library.
         bos_token_id: None where the checkpoint has no such token.
+        unknown_bos_token: a BOS token that the checkpoint names, and that the vocabulary does not have.
         pad_token_id: None where the checkpoint has no such token.
         truncation_side: "right" or "left", the side where long texts are cut.
         files: the files it came from, all that another checkpoint folder needs to have the same one.
@@ -48,6 +49,7 @@ class Tokenizer:
     pad_token_id: int | None
     truncation_side: str
     files: tuple[Path, ...]
+    unknown_bos_token: str | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
@@ -55,7 +57,7 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: the folder has no tokenizer files.
-            ValueError: the files are corrupt.
+            ValueError: the files are corrupt; names file and field.
         """
         files = tuple(folder / name for name in FILES if (folder / name).is_file())
         if (folder / "tokenizer.json").is_file():
@@ -69,13 +71,15 @@ class Tokenizer:
             raise FileNotFoundError(f"no tokenizer in {folder}: looked for {', '.join(FILES)}")
         backend.no_truncation()
         backend.no_padding()
-        settings = _settings(folder)
+        bos, pad, side = _settings(folder)
+        bos_token_id = None if bos is None else backend.token_to_id(bos)
         return cls(
             backend=backend,
-            bos_token_id=_token_id(backend, settings.get("bos_token")),
-            pad_token_id=_token_id(backend, settings.get("pad_token")),
-            truncation_side=settings.get("truncation_side", "right"),
+            bos_token_id=bos_token_id,
+            pad_token_id=None if pad is None else backend.token_to_id(pad),
+            truncation_side=side,
             files=files,
+            unknown_bos_token=bos if bos_token_id is None else None,
         )
 
     def encode(self, text: str) -> np.ndarray:
@@ -105,20 +109,25 @@ def _through_transformers(folder: Path) -> Backend:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{path} is not JSON: {error}") from error
-            settings |= {key: value for key, value in found.items() if value is not None}
-    return settings
-
-
-def _token_id(backend: Backend, token: str | dict[str, Any] | None) -> int | None:
-    if token is None:
-        return None
-    return backend.token_to_id(token["content"] if isinstance(token, dict) else token)
+def _settings(folder: Path) -> tuple[str | None, str | None, str]:
+    """The BOS token, the padding token, and the side where long texts are cut."""
+    found: dict[str, Any] = {"truncation_side": "right"}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / file
+        if not path.is_file():
+            continue
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path} holds a {type(fields).__name__}, not a JSON object")
+        for name in ("bos_token", "pad_token", "truncation_side"):
+            value = fields.get(name)
+            text = value.get("content") if isinstance(value, dict) else value
+            if value is not None and not isinstance(text, str):
+                raise ValueError(f"{path}: {name} is {value!r}; it must be a string, or an object with its content")
+            found[name] = text or found.get(name)
+    if found["truncation_side"] not in ("left", "right"):
+        raise ValueError(f"{folder}: truncation_side is {found['truncation_side']!r}; it must be 'left' or 'right'")
+    return found.get("bos_token"), found.get("pad_token"), found["truncation_side"]

@@ -9,7 +9,7 @@ import re
 import pytest
 from reference_cases import CASES, load_case
 
-from flax_rerank import FlaxAutoReranker, FlaxLLMReranker, FlaxReranker, auto, rerankers
+from flax_rerank import CheckpointError, FlaxAutoReranker, FlaxLLMReranker, FlaxReranker, auto, rerankers
 from flax_rerank.cli.loading import add_settings, given_settings
 from flax_rerank.rerankers.arguments import takes_overrides, takes_settings
 from flax_rerank.rerankers.base import AbsReranker
@@ -235,6 +235,26 @@ def test_what_is_not_a_name_is_refused(name, error):
         FlaxAutoReranker.from_finetuned(name)
     with pytest.raises(error, match="the model"):
         FlaxReranker(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"scoring": None}, "scoring must be an object"),
+        ({"source_config": [1]}, "source_config must be an object"),
+        ({"model_class": "encoder"}, "model_class is 'encoder'; it must be one of encoder-only-base,"),
+        ({"scoring": {"max_length": "64"}}, "scoring: max_length is '64'; it must be int"),
+        ({"scoring": {"max_lenght": 64}}, "scoring: .*max_lenght"),
+        ({"scoring": {"query_instruction_format": "{0.__class__}"}}, "scoring: query_instruction_format: the format"),
+    ],
+)
+def test_a_flax_config_that_is_damaged_names_the_field(tmp_path, reranker, changes, named):
+    reranker("encoder-bert").save(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=named) as caught:
+        FlaxAutoReranker.from_finetuned(str(tmp_path / "saved"))
+    assert str(tmp_path / "saved") in str(caught.value)
 
 
 # Warnings

@@ -1,12 +1,15 @@
 """The tokenizer of a folder: ids of the text alone, in order, from tokenizer.json."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from reference_cases import CASES
 
+from flax_rerank import FlaxAutoReranker
+from flax_rerank.spec import open_spec
 from flax_rerank.text.tokenizer import CHUNK, Tokenizer
 
 
@@ -147,3 +150,36 @@ def test_without_tokenizer_json_transformers_makes_one_from_the_other_files(fold
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\npanda\n")
     assert Tokenizer.from_folder(folder).encode("panda bear Panda").tolist() == [5, 1, 5]
     assert f"{folder} has no tokenizer.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("tokenizer_config.json", "[]", "holds a list, not a JSON object"),
+        ("special_tokens_map.json", "{", "is not JSON"),
+        ("special_tokens_map.json", '{"bos_token": 7}', "bos_token is 7; it must be a string"),
+        ("tokenizer_config.json", '{"pad_token": {"text": "x"}}', "pad_token is {'text': 'x'}"),
+        ("tokenizer_config.json", '{"truncation_side": "middle"}', "truncation_side is 'middle'"),
+    ],
+)
+def test_files_of_another_shape_are_named_with_the_field(folder, file, content, named):
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(named)) as caught:
+        Tokenizer.from_folder(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_token_ids_that_the_model_does_not_have_are_refused_with_both_numbers(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["beyond"] = 705
+    change(folder / "tokenizer.json", model=tokenizer["model"])
+    with pytest.raises(ValueError, match="token ids up to 705, the model has 700 embeddings"):
+        open_spec(str(folder))
+
+
+@pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
+def test_a_bos_token_that_the_vocabulary_does_not_have_is_refused_where_it_is_put_first(tmp_path):
+    folder = shutil.copytree(CASES / "decoder-gemma", tmp_path / "model")
+    change(folder / "tokenizer_config.json", bos_token="<nope>")
+    with pytest.raises(ValueError, match="bos_token is '<nope>', which its vocabulary does not have"):
+        FlaxAutoReranker.from_finetuned(str(folder), devices="cpu:0")
