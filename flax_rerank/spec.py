@@ -239,7 +239,7 @@ def _read_flax(
         )
     if faults:
         raise CheckpointError(folder, faults)
-    kind = RerankerModelClass(config["model_class"])
+    kind = RerankerModelClass(value)
     try:
         SETTINGS[kind](**config["scoring"])
     except (TypeError, ValueError) as error:

@@ -77,8 +77,9 @@ class PromptFormat:
             raise ValueError(f"the tokenizer's bos_token is {unknown!r}, which its vocabulary does not have")
         if bos is None and self.special_tokens == "bos":
             raise ValueError("the tokenizer has no BOS token, which this prompt format puts first")
-        left_out = bos is None or (self.special_tokens == "bos_unless_pad" and bos == tokenizer.pad_token_id)
-        return () if left_out else (bos,)
+        if bos is None or (self.special_tokens == "bos_unless_pad" and bos == tokenizer.pad_token_id):
+            return ()
+        return (bos,)
 
 
 _FLAG = PromptFormat(
