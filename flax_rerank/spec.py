@@ -233,10 +233,9 @@ def _read_flax(
         for name in ("scoring", "source_config")
         if not isinstance(config.get(name), dict)
     ]
-    if config.get("model_class") not in kinds:
-        faults.append(
-            f"config.json: model_class is {config.get('model_class')!r}; it must be one of {', '.join(kinds)}"
-        )
+    value = config.get("model_class")
+    if value not in kinds:
+        faults.append(f"config.json: model_class is {value!r}; it must be one of {', '.join(kinds)}")
     if faults:
         raise CheckpointError(folder, faults)
     kind = RerankerModelClass(value)
