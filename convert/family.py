@@ -1,4 +1,4 @@
-"""What a model family has to say about itself, and the list of families."""
+"""What a model family says about itself."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """A PyTorch checkpoint folder to a Flax module."""
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,23 +25,16 @@ from flax_rerank.convert.mistral import MISTRAL
 from flax_rerank.convert.peft import merge_adapter
 from flax_rerank.convert.qwen2 import QWEN2
 from flax_rerank.convert.qwen3 import QWEN3
-from flax_rerank.convert.rules import Assignment, Row, TensorSource, assign, fill
+from flax_rerank.convert.rules import Assignment, TensorSource, assign, fill
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError, Index, Shape, place, shapes_of
 
 FAMILIES: tuple[Family, ...] = (
-    BERT,
-    XLM_ROBERTA,
-    LLAMA,
-    MISTRAL,
-    QWEN2,
-    QWEN3,
-    GEMMA,
-    GEMMA2,
-    MINICPM,
-    COST_WISE_GEMMA,
+    *(BERT, XLM_ROBERTA),
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2),
+    *(MINICPM, COST_WISE_GEMMA),
 )
 
 
@@ -50,8 +42,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no JSON object.
+        FileNotFoundError: the folder has no config.json.
+        ValueError: it is not a JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -59,9 +51,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} is not a JSON object")
     return config
 
 
@@ -102,27 +94,21 @@ def family_of(hf: Mapping[str, Any]) -> Family:
 
 @dataclass(frozen=True)
 class TorchCheckpoint:
-    """A PyTorch checkpoint of which every tensor has its place in a module. No tensor is read before it is asked for.
+    """A PyTorch checkpoint whose tensors fill the parameters of a module. No tensor is read before it is asked for.
 
     Attributes:
-        folder: where it lies.
-        config: its config.json.
-        module: the abstract module.
-        source: the tensors.
-        assignments: for each parameter, by its dotted path, the tensors that fill it.
-        adapter: the folder of the LoRA adapter that is merged into the tensors as they are read.
+        source: the tensors, with an adapter merged into them if one was given.
+        params: the shape of every parameter, by its dotted path.
+        assignments: for each parameter the tensors that fill it.
     """
 
-    folder: Path
-    config: Mapping[str, Any]
-    module: nnx.Module
     source: TensorSource
+    params: dict[str, Shape]
     assignments: Mapping[str, Sequence[Assignment]]
-    adapter: Path | None = None
 
     def shapes(self) -> dict[str, Shape]:
         """The shape of every parameter, by its dotted path."""
-        return shapes_of(self.module)
+        return self.params
 
     def dtypes(self) -> dict[str, np.dtype]:
         """The dtype, of those that a model can have, that holds the tensors of each parameter as they are stored:
@@ -133,26 +119,13 @@ class TorchCheckpoint:
             for path, items in self.assignments.items()
         }
 
-    def dtype(self) -> np.dtype:
-        """The largest of `dtypes`."""
-        return max(self.dtypes().values(), key=lambda dtype: dtype.itemsize)
-
-    def partly_used(self) -> dict[str, Shape]:
-        """Tensors of which the model has but one row of many, with their shapes."""
-        shapes = self.source.shapes()
-        return {
-            item.tensor: shapes[item.tensor]
-            for item in itertools.chain(*self.assignments.values())
-            if isinstance(item.rule.transform, Row) and item.rule.transform.rows > 1
-        }
-
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
         """One parameter, or the part `index` of it."""
-        return fill(self.source, self.assignments[path], self.shapes()[path], dtype, index)
+        return fill(self.source, self.assignments[path], self.params[path], dtype, index)
 
     def restore(self, dtype: np.dtype, shardings: Mapping[str, NamedSharding]) -> Iterator[tuple[str, jax.Array]]:
         """The parameters, cast to `dtype`, by their dotted paths. Each device reads its part of each tensor."""
-        for path, shape in self.shapes().items():
+        for path, shape in self.params.items():
             yield path, place(shape, shardings[path], partial(self.read, path, dtype))
 
 
@@ -172,12 +145,12 @@ def open_checkpoint(
         FileNotFoundError: the weights are missing.
         CheckpointError: tensors missing, left over or misshapen, files corrupt; all of them at once.
     """
-    family = family_of(hf)
+    family, params = family_of(hf), shapes_of(module)
     source: TensorSource = open_torch_files(folder)
     if adapter is not None:
         source = merge_adapter(source, adapter, family.ignored(readout))
     rules = family.rules(config, readout, hf)
-    assignments, faults = assign(source.shapes(), shapes_of(module), rules, family.ignored(readout))
+    assignments, faults = assign(source.shapes(), params, rules, family.ignored(readout))
     if faults:
         raise CheckpointError(folder, faults)
-    return TorchCheckpoint(folder, hf, module, source, assignments, adapter)
+    return TorchCheckpoint(source, params, assignments)

@@ -15,7 +15,7 @@ ALIGNMENT = 64
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot become the model it should be. `faults` lists every reason found."""
+    """A checkpoint does not fit its model, or its files are damaged. `faults` lists every reason found."""
 
     def __init__(self, source: object, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -23,7 +23,7 @@ class CheckpointError(ValueError):
 
 
 class Parameters(Protocol):
-    """Parameters by their dotted paths, of which any part can be read: in memory, or of a checkpoint."""
+    """Parameters by their dotted paths, in memory or in a checkpoint. Any part of them can be read."""
 
     def shapes(self) -> Mapping[str, Shape]:
         """The shape of every parameter."""
@@ -47,7 +47,7 @@ class StoredParameters(Parameters, Protocol):
 
 
 class ArrayParameters:
-    """Parameters in memory. Only the part that is read comes to the host."""
+    """Parameters in memory. Only the part that is read is copied to the host."""
 
     def __init__(self, arrays: Mapping[str, jax.Array]) -> None:
         self._arrays = arrays
@@ -60,6 +60,11 @@ class ArrayParameters:
 
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
         return np.asarray(self._arrays[path][index]).astype(dtype, copy=False)
+
+
+def largest_dtype(params: Parameters) -> np.dtype:
+    """The dtype of a parameter, the largest one where they differ."""
+    return max(params.dtypes().values(), key=lambda dtype: dtype.itemsize)
 
 
 def parameters_of(module: nnx.Module) -> dict[str, nnx.Variable]:
@@ -78,15 +83,12 @@ def stacked_in(module: nnx.Module) -> set[str]:
 
 
 def shape_faults(found: Mapping[str, Shape], wanted: Mapping[str, Shape], what: str) -> list[str]:
-    """Compare the arrays of a checkpoint with those that its model has.
+    """A line for each array that is missing, left over or has another shape.
 
     Args:
         found: names and shapes in the checkpoint.
         wanted: names and shapes in the model.
-        what: they are, "tensor" or "parameter".
-
-    Returns:
-        A line for each one that is missing, left over or has another shape.
+        what: the arrays are, "tensor" or "parameter".
     """
     faults = [f"{what} {name} is missing" for name in wanted if name not in found]
     for name, shape in found.items():
@@ -98,8 +100,8 @@ def shape_faults(found: Mapping[str, Shape], wanted: Mapping[str, Shape], what: 
 
 
 def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """An array whose numbers are not set, at an address that is a multiple of 64: the CPU backend of JAX takes such
-    arrays as they are, and copies all others."""
+    """An uninitialised array at an address that is a multiple of 64: the CPU backend of JAX takes such arrays as they
+    are, and copies all others."""
     size = math.prod(shape) * dtype.itemsize
     buffer = np.empty(size + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
@@ -107,7 +109,7 @@ def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 
 def groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Names in their order, in groups of at most `limit` bytes, and of one where that has more."""
+    """Names in their order, in groups of at most `limit` bytes. A name with more bytes has a group of its own."""
     group: list[str] = []
     filled = 0
     for name, size in sizes.items():
@@ -139,7 +141,7 @@ def load_arrays(
 
 
 def place(shape: Shape, sharding: NamedSharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
-    """An array of which each distinct part is read once and put onto all its devices.
+    """An array on devices. Each distinct part is read once and put onto all its devices.
 
     Args:
         shape: of the whole.

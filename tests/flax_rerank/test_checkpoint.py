@@ -17,11 +17,12 @@ from flax.traverse_util import flatten_dict
 from reference_cases import CASES, load_case
 
 from flax_rerank import CheckpointError, FlaxAutoReranker, FlaxLLMReranker, FlaxReranker, __version__
-from flax_rerank.checkpoint import FORMAT_VERSION, new_folder, read_manifest, saving, verify_manifest
+from flax_rerank.checkpoint import FORMAT_VERSION, new_folder, read_manifest, verify_manifest
 from flax_rerank.checkpoint import params as params_module
 from flax_rerank.checkpoint.params import StoredParams, chunk_bytes, write_params
 from flax_rerank.conversion import convert
 from flax_rerank.params import parameters_of
+from flax_rerank.saving import flax_checkpoint
 
 # Short pairs only: few shapes are compiled.
 PAIRS = [load_case("encoder-bert").pairs[i] for i in (0, 1, 2, 5, 10, 11)]
@@ -195,7 +196,7 @@ def break_tokenizer(monkeypatch, error):
 
 
 def break_params(monkeypatch, error):
-    fails(monkeypatch, saving, "write_params", error, lambda *args: True)
+    fails(monkeypatch, flax_checkpoint, "write_params", error, lambda *args: True)
 
 
 def break_manifest(monkeypatch, error):
