@@ -14,10 +14,7 @@ from flax_rerank.models.rotary import RopeScaling
 def decoder_config(hf: HFConfig, *, head_dim: int | None = None, **switches: Any) -> DecoderConfig:
     """The config of a decoder's body: the fields that all families have, and the `switches` of this one.
 
-    Args:
-        hf: config.json, in which no field may be left after this.
-        head_dim: where config.json does not say; by default the hidden size shared between the heads.
-        switches: fields of `DecoderConfig`.
+    `head_dim` counts where config.json has none; by default the heads share the hidden size.
     """
     heads, hidden_size = hf.take("num_attention_heads"), hf.take("hidden_size")
     head_dim = hf.take("head_dim", hidden_size // max(heads, 1) if head_dim is None else head_dim)
@@ -131,11 +128,8 @@ def token_logit_family(
 ) -> Family:
     """A family of causal language models that score by the logits of one or two tokens.
 
-    Args:
-        model_type, architecture: as in config.json.
-        config: reads config.json into the config of the body.
-        tied: whether the head is the embedding where config.json does not say.
-        softcap: bound of the logits where config.json does not say; None in families without the field.
+    `config` reads config.json into the config of the body. Where config.json does not say, `tied` says whether the
+    head is the embedding, and `softcap` bounds the logits; it is None for families without that field.
     """
 
     def architecture_of(hf: HFConfig) -> tuple[DecoderConfig, Readout]:

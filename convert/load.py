@@ -39,12 +39,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder.
-
-    Raises:
-        FileNotFoundError: the folder has no config.json.
-        ValueError: it is not a JSON object.
-    """
+    """config.json of a checkpoint folder. FileNotFoundError if there is no such file, ValueError if it is damaged."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a model?")
@@ -97,9 +92,8 @@ class TorchCheckpoint:
     """A PyTorch checkpoint whose tensors fill the parameters of a module. No tensor is read before it is asked for.
 
     Attributes:
-        source: the tensors, with an adapter merged into them if one was given.
-        params: the shape of every parameter, by its dotted path.
-        assignments: for each parameter the tensors that fill it.
+        source: the tensors, with the adapter merged into them, if any.
+        params, assignments: for each parameter, by its dotted path, the shape and the tensors that fill it.
     """
 
     source: TensorSource
@@ -132,14 +126,7 @@ class TorchCheckpoint:
 def open_checkpoint(
     folder: Path, hf: Mapping[str, Any], config: Any, readout: Readout, module: nnx.Module, adapter: Path | None = None
 ) -> TorchCheckpoint:
-    """Match the tensors of a PyTorch checkpoint with the parameters of its Flax module.
-
-    Args:
-        folder: has the weights (safetensors, sharded or not, or pytorch_model.bin).
-        hf: its config.json.
-        config, readout: of the module.
-        module: the abstract module.
-        adapter: folder of a LoRA adapter to merge.
+    """Match the tensors in `folder`, with those of an adapter merged, with the parameters of an abstract module.
 
     Raises:
         FileNotFoundError: the weights are missing.

@@ -18,26 +18,13 @@ PREFIX = "base_model.model."
 BASE_LAYER = ".base_layer"  # whole weights of an adapted embedding or head, which PEFT saves with the adapter
 ROWS = 1 << 14  # of an update that are multiplied at a time
 
-# Fields of adapter_config.json that change what merging means, and the values that are supported.
-ONLY = {
+# Fields of adapter_config.json. Every other field must be switched off: it may change what merging means.
+SUPPORTED = {
     "peft_type": ("LORA",),
-    "use_dora": (False,),
     "bias": ("none",),
-    "fan_in_fan_out": (False,),
-    "lora_bias": (False,),
-    "use_qalora": (False,),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
-    "loftq_config": ({},),
-    **dict.fromkeys(
-        (
-            *("layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens"),
-            *("arrow_config", "corda_config", "megatron_config"),
-        ),
-        (),
-    ),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
-UNDERSTOOD = {
-    *ONLY,
+HARMLESS = {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "modules_to_save"),
     *("exclude_modules", "layers_to_transform", "layers_pattern"),  # which modules: the tensors say so too
     *("lora_dropout", "inference_mode", "task_type", "base_model_name_or_path", "revision", "auto_mapping"),
@@ -60,10 +47,7 @@ class LowRank:
 class MergedTensors:
     """The tensors of a checkpoint with an adapter merged into them, one at a time, as they are read.
 
-    Attributes:
-        base, adapter: tensors of the checkpoint and of the adapter.
-        updates: by the name of the tensor in `base` to which each is added.
-        replaced: for tensors of `base`, the tensor of `adapter` to read instead.
+    `updates` are added to the base's tensors of these names; `replaced` gives the adapter's tensor to read instead.
     """
 
     base: TensorSource
@@ -107,11 +91,7 @@ class MergedTensors:
 def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) -> MergedTensors:
     """A checkpoint's tensors with the LoRA adapter in `folder` merged into them.
 
-    Args:
-        base: the checkpoint.
-        folder: adapter_config.json and adapter_model.safetensors.
-        unused: regular expressions of tensor names that the model does not use, so that an adapter may not change
-            them.
+    An adapter may not change tensors whose names match `unused`, regular expressions.
 
     Raises:
         FileNotFoundError: adapter_config.json or adapter_model.safetensors is missing.
@@ -122,7 +102,11 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
             raise FileNotFoundError(f"no {name} in {folder}: is it the folder of a PEFT adapter?")
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     adapter = SafetensorsFiles(folder, [WEIGHTS])
-    faults = _config_faults(config)
+    faults = [
+        f"{name} = {value!r} is not supported"
+        for name, value in config.items()
+        if name not in HARMLESS and value not in (None, False, {}, [], *SUPPORTED.get(name, ()))
+    ]
     if faults:
         raise CheckpointError(folder, faults)
     shapes, tensors = base.shapes(), adapter.shapes()
@@ -156,20 +140,6 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
     if faults:
         raise CheckpointError(folder, faults)
     return MergedTensors(base, adapter, updates, replaced)
-
-
-def _config_faults(config: Mapping[str, Any]) -> list[str]:
-    faults = [
-        f"{name} = {config[name]!r} is not supported"
-        for name, allowed in ONLY.items()
-        if config.get(name) is not None and config[name] not in allowed
-    ]
-    faults += [
-        f"{name} = {value!r} is not understood"
-        for name, value in config.items()
-        if name not in UNDERSTOOD and value not in (None, False, {}, [])
-    ]
-    return faults
 
 
 def _parse(name: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -41,35 +41,24 @@ class TensorSource(Protocol):
         ...
 
 
-class Transform(Protocol):
-    """How a tensor becomes (a layer of) a parameter."""
-
-    def to_torch_shape(self, shape: Shape) -> Shape:
-        """The shape of the tensor that fills a parameter of `shape`."""
-        ...
-
-    def read(self, source: TensorSource, name: str, index: Index = ()) -> np.ndarray:
-        """The tensor as the parameter has it, or the part of it that `index` asks for."""
-        ...
-
-    def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `read`, bit for bit."""
-        ...
-
-
 @dataclass(frozen=True)
 class Layout:
-    """The same numbers, with the axes in reverse order if `transposed`."""
+    """How a tensor becomes a parameter or a layer of one: the same numbers, with axes in reverse order if
+    `transposed`.
+    """
 
     transposed: bool
 
     def to_torch_shape(self, shape: Shape) -> Shape:
+        """The shape of the tensor that fills a parameter of `shape`."""
         return shape[::-1] if self.transposed else shape
 
     def read(self, source: TensorSource, name: str, index: Index = ()) -> np.ndarray:
+        """The tensor as the parameter has it, or the part of it that `index` asks for."""
         return source.read(name, index[::-1]).T if self.transposed else source.read(name, index)
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `read`, bit for bit."""
         return array.T if self.transposed else array
 
 
@@ -100,6 +89,7 @@ class Row:
         return array.reshape(1, -1)
 
 
+Transform: TypeAlias = Layout | Row
 IDENTITY, TRANSPOSE = Layout(transposed=False), Layout(transposed=True)
 
 
@@ -130,14 +120,7 @@ def layer_norm(torch: str, flax: str) -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One tensor, and the parameter or the layer of a parameter that it fills.
-
-    Attributes:
-        tensor, shape: name and shape in PyTorch.
-        path: of the parameter.
-        layer: of a stacked parameter; None for others.
-        transform: from the tensor to the parameter.
-    """
+    """One tensor, with name and shape in PyTorch, and the parameter that it fills, or the layer of a stacked one."""
 
     tensor: str
     shape: Shape
@@ -175,16 +158,10 @@ def assign(
     rules: Sequence[Rule],
     ignored: Iterable[str] = (),
 ) -> tuple[dict[str, list[Assignment]], list[str]]:
-    """Match the tensors of a checkpoint with the parameters of a model.
+    """Match the tensors of a checkpoint with the parameters of a model, by name and shape.
 
-    Args:
-        tensors: name and shape of every tensor of the checkpoint.
-        params: path and shape of every parameter of the model.
-        rules: the table.
-        ignored: regular expressions (whole names) of tensors that the model does not use.
-
-    Returns:
-        The tensors that fill each parameter, and a list of faults (empty when all is well).
+    Tensors whose whole names match `ignored`, regular expressions, may be left over. Returns the tensors that fill
+    each parameter, and a list of faults (empty when all is well).
     """
     items = assignments(rules, params)
     by_path: dict[str, list[Assignment]] = {path: [] for path in params}
@@ -206,14 +183,8 @@ def assign(
 def fill(
     source: TensorSource, items: Sequence[Assignment], shape: Shape, dtype: np.dtype, index: Index = ()
 ) -> np.ndarray:
-    """Read the tensors of one parameter, or those of its part `index`.
-
-    Args:
-        source: the tensors.
-        items: those of the parameter.
-        shape: of the whole parameter.
-        dtype: of the result.
-        index: a slice for each axis; only what lies in it is read.
+    """Read the tensors of one parameter of `shape`, or those of its part `index`, a slice for each axis. Of the files,
+    little more than that part is read.
     """
     index = index or (slice(None),) * len(shape)
     bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]

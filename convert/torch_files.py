@@ -33,9 +33,8 @@ def open_torch_files(folder: Path) -> TensorSource:
     """Open the weights in `folder`: safetensors if there are any, else pytorch_model.bin.
 
     Raises:
-        FileNotFoundError: no weights in the folder.
-        CheckpointError: corrupt or missing files.
-        ImportError: only a pickle, and no torch to read it safely.
+        FileNotFoundError, CheckpointError: files are missing or corrupt.
+        ImportError: there is only a pickle, and no torch to read it safely.
     """
     if (folder / SINGLE).is_file():
         return SafetensorsFiles(folder, [SINGLE])
@@ -133,12 +132,8 @@ def _header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, Shape]], parts: Iterable[np.ndarray]) -> None:
-    """Write a safetensors file, of which no more than one part need be in memory.
-
-    Args:
-        path: the file.
-        tensors: dtype and shape of each tensor, in the order in which they are written.
-        parts: their numbers in C order, cut anywhere.
+    """Write a safetensors file: the dtype and shape of each tensor, then their numbers in C order, cut anywhere into
+    `parts`, of which one at a time is in memory.
     """
     names = {dtype: name for name, dtype in FLOATS.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -161,14 +156,9 @@ def write_torch_files(
     parts: Callable[[str], Iterable[np.ndarray]],
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
-    """Write model.safetensors, or shards and their index.
+    """Write model.safetensors, or shards of at most `max_shard_size` bytes (or one tensor) and their index.
 
-    Args:
-        folder: is there.
-        shapes: of each tensor.
-        dtype: of all tensors.
-        parts: gives the numbers of a tensor in C order, cut anywhere.
-        max_shard_size: bytes of a file at most, if no single tensor is larger.
+    `parts` gives the numbers of a tensor in C order, cut anywhere.
     """
     by_layer = sorted(shapes, key=_with_numbers)
     shards = list(groups({name: math.prod(shapes[name]) * dtype.itemsize for name in by_layer}, max_shard_size))

@@ -83,12 +83,8 @@ def stacked_in(module: nnx.Module) -> set[str]:
 
 
 def shape_faults(found: Mapping[str, Shape], wanted: Mapping[str, Shape], what: str) -> list[str]:
-    """A line for each array that is missing, left over or has another shape.
-
-    Args:
-        found: names and shapes in the checkpoint.
-        wanted: names and shapes in the model.
-        what: the arrays are, "tensor" or "parameter".
+    """A line for each array that is missing, left over or of another shape than the model wants; `what` is "tensor" or
+    "parameter".
     """
     faults = [f"{what} {name} is missing" for name in wanted if name not in found]
     for name, shape in found.items():
@@ -124,13 +120,7 @@ def groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
 def load_arrays(
     source: StoredParameters, dtype: np.dtype, shardings: Mapping[str, NamedSharding]
 ) -> dict[str, jax.Array]:
-    """Read the parameters of a checkpoint onto devices.
-
-    Args:
-        source: the checkpoint.
-        dtype: of the arrays.
-        shardings: where each parameter goes, by its dotted path.
-    """
+    """Read the parameters of a checkpoint onto devices, cast to `dtype`, each with its sharding."""
     arrays: dict[str, jax.Array] = {}
     before: jax.Array | None = None
     for path, array in source.restore(dtype, shardings):
@@ -141,12 +131,8 @@ def load_arrays(
 
 
 def place(shape: Shape, sharding: NamedSharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
-    """An array on devices. Each distinct part is read once and put onto all its devices.
-
-    Args:
-        shape: of the whole.
-        sharding: where its parts go.
-        read: gives the part that an index (a slice for each axis) asks for.
+    """An array on devices. Each distinct part is read once, by an index with a slice for each axis, and put onto all
+    of its devices.
     """
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():

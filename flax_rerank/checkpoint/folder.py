@@ -56,19 +56,12 @@ def new_folder(
     needed_bytes: int = 0,
     refuse: Callable[[Path, bool], None] = refuse_existing,
 ) -> Iterator[Path]:
-    """A hidden folder beside `path` to write to. It becomes `path` if all goes well, and is removed if not.
-
-    What a killed process left of such a folder is removed, and a checkpoint that it was about to replace is put back.
-
-    Args:
-        path: the folder to make.
-        overwrite: replace an existing folder.
-        needed_bytes: what will be written, about.
-        refuse: raises for a folder that may not be replaced.
+    """A hidden folder beside `path` to write about `needed_bytes` to. It becomes `path` if all goes well, and is
+    removed if not. What a killed process left is removed, and a checkpoint that it was about to replace is put back.
 
     Raises:
-        FileExistsError: the folder exists and may not be replaced.
-        OSError: the disk has less room than `needed_bytes`, or the parent cannot be written to.
+        FileExistsError: from `refuse`, if `path` exists and may not be replaced.
+        OSError: the disk has too little room, or the parent cannot be written to.
     """
     parent, prefix = path.parent, f".{path.name}.partial-"
     parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +117,8 @@ def _put_back(partial: Path, path: Path) -> None:
 def _remove(partial: Path) -> None:
     """Remove what is left, config.json first: at no time is there half a checkpoint that has one.
 
-    After a failed write, orbax may go on with others for a moment. A folder that cannot be removed at all is not an
-    error, which would hide the first one: it is not a checkpoint, and the next conversion to `path` removes it.
+    After a failed write, orbax may go on with others for a moment. A folder that cannot be removed is not an error,
+    which would hide the first one: it is not a checkpoint, and the next conversion to `path` removes it.
     """
     for name in (NEW, OLD):
         (partial / name / "config.json").unlink(missing_ok=True)

@@ -38,16 +38,11 @@ def files_in(folder: Path) -> dict[str, Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a Flax checkpoint.
-
-    Returns:
-        `source` (name, revision, and the sha256 of each file, or null where these were not recorded), `dtype`, `date`
-        (UTC), `converter`, and of every other file of the folder, by its path in it, the sha256 in `files` and the
-        bytes in `sizes`.
+    """The manifest of a Flax checkpoint: `source` (name, revision, and the sha256 of its files or null), `dtype`,
+    `date` (UTC), `converter`, and of every other file, by its path, the sha256 in `files` and the bytes in `sizes`.
 
     Raises:
-        FileNotFoundError: the folder has no manifest.
-        CheckpointError: the manifest is damaged.
+        FileNotFoundError, CheckpointError: the manifest is missing or damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -62,15 +57,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify_manifest(folder: Path, *, within: str = "", limit: int | None = None) -> list[str]:
-    """Compare the files of a Flax checkpoint with its manifest.
+    """What is wrong with the files of a Flax checkpoint according to its manifest; empty when all is well.
 
-    Args:
-        folder: the checkpoint.
-        within: compare only files whose paths begin so.
-        limit: of files with at least so many bytes compare only the size, and accept files that are not listed.
-
-    Returns:
-        What is wrong, file by file; empty when all is well.
+    Only paths that begin with `within` are compared. Of files of `limit` bytes and more only the size is compared, and
+    files that are not listed are accepted.
 
     Raises:
         As `read_manifest`.
@@ -96,12 +86,8 @@ def verify_manifest(folder: Path, *, within: str = "", limit: int | None = None)
 
 
 def describe_source(name: str, folder: Path, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The manifest's entry for a source.
-
-    Args:
-        name: as the user gave it; of a path, the last part is kept.
-        folder: of the source. That of a snapshot from the hub tells the repository and the revision.
-        hashes: the sha256 of its files, if they were read.
+    """The manifest's entry for a source. Of a path, the last part is its name; the folder of a snapshot from the hub
+    tells repository and revision. `hashes` are the sha256 of its files, if they were read.
     """
     revision = None
     if folder.parent.name == "snapshots":

@@ -34,14 +34,8 @@ def write_params(
     stacked: set[str],
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Write an orbax tree. A few leaves are in memory at a time.
-
-    Args:
-        folder: to make.
-        params: read leaf by leaf.
-        dtype: to write them in.
-        stacked: the paths of parameters whose first axis counts layers.
-        on_bytes: gets the bytes of each group that was written.
+    """Write an orbax tree of parameters in `dtype`; `stacked` are the paths whose first axis counts layers. A few
+    leaves are in memory at a time. `on_bytes` gets the bytes of each group that was written.
 
     Raises:
         OSError: orbax could not write.
@@ -94,8 +88,7 @@ class StoredParams:
     """The parameters in the orbax folder of a Flax checkpoint, of format 3 or 2. Any part of them can be read.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
-        CheckpointError: orbax cannot read it.
+        FileNotFoundError, CheckpointError: the folder is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -20,16 +20,8 @@ BLOCK = 1 << 20  # numbers that are compared at a time
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a verification.
-
-    Attributes:
-        what: was compared.
-        count: of these.
-        bytes: that they have; None for scores.
-        largest_difference: that was found; infinite where only one of two numbers is finite, None where no numbers
-            were compared.
-        faults: why the check failed; empty if it did not.
-        skipped: why the check was not made.
+    """One line of a verification: how much of what was compared, and the largest difference (infinite where only one
+    of two numbers is finite). `faults` say why the check failed, `skipped` why it was not made.
     """
 
     what: str
@@ -47,13 +39,8 @@ class Check:
 
 
 def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Check:
-    """Give every parameter in `folder` PyTorch's layout again, and compare it with its source in the checkpoint's
-    dtype. One tensor at a time is in memory, twice.
-
-    Args:
-        source: the PyTorch checkpoint.
-        folder: the Flax checkpoint.
-        adapter: the folder of the LoRA adapter that was merged.
+    """Give every parameter in `folder` PyTorch's layout again, and compare it bit for bit with its source in the
+    checkpoint's dtype. One tensor at a time is in memory, twice.
 
     Raises:
         FileNotFoundError, ValueError: one of the checkpoints cannot be opened.

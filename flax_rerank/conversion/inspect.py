@@ -30,11 +30,8 @@ from flax_rerank.text.tokenizer import Tokenizer
 
 @dataclass
 class Inspection:
-    """What was found in a folder.
-
-    Attributes:
-        facts: by name, in the order to show them.
-        reasons: why it would not load with the defaults of its class, all that were found; empty if it would.
+    """What was found in a folder: `facts` by name, in the order to show them, and all `reasons` why it would not load
+    with the defaults of its class.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -60,9 +57,7 @@ class Inspection:
 def inspect_folder(path: Path, *, check: bool = False) -> Inspection:
     """Look at the folder of a PyTorch or Flax checkpoint, or of an adapter.
 
-    Args:
-        path: the folder.
-        check: compare the files of a Flax checkpoint with the hashes of its manifest, which reads them all.
+    With `check`, the files of a Flax checkpoint are compared with the hashes of its manifest, which reads them all.
 
     Raises:
         FileNotFoundError: `path` is not a folder.

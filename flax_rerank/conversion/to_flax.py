@@ -30,16 +30,7 @@ ADAPTER = (peft.CONFIG, peft.WEIGHTS)
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted.
-
-    Attributes:
-        spec: of the source.
-        reranker: the name of its class.
-        parameters: how many numbers the model has.
-        dtype: of the parameters that were written.
-        bytes: of all arrays that were written.
-        seconds: that it took.
-    """
+    """What was converted: the source, and what was written in which dtype; `bytes` of all arrays."""
 
     spec: Spec
     reranker: str
@@ -66,12 +57,11 @@ def convert(
         source: a folder, or a name on the Hugging Face hub.
         out: the folder to make.
         model_class: as for `FlaxAutoReranker.from_finetuned`.
-        dtype: "float32" or "bfloat16"; by default as stored, or float32 for what is stored in float16, since bfloat16
-            would lose bits of it.
-        keep_head: if the model has only one or two rows of an untied head, keep the whole head in a file of its own:
-            without it there is no way back to PyTorch.
+        dtype: "float32" or "bfloat16"; by default as stored, and float32 for float16, of which bfloat16 would lose
+            bits.
+        keep_head: keep an untied head whole, of which the model has a row or two: else there is no way back to
+            PyTorch.
         overwrite: replace an existing Flax checkpoint.
-        show_progress_bar: of the bytes written and hashed.
         settings: of the reranker. The checkpoint keeps those of the model.
 
     Raises:

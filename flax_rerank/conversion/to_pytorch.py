@@ -12,21 +12,12 @@ from flax_rerank.spec import open_spec
 
 
 def export_checkpoint(source: Path, out: Path, **options: Any) -> np.dtype:
-    """Write the Hugging Face folder of a Flax checkpoint.
-
-    Args:
-        source: the Flax checkpoint.
-        out: the folder to make.
-        options: `dtype`, `max_shard_size`, `overwrite` and `show_progress_bar` of `export`.
-
-    Returns:
-        The dtype that was written.
+    """Write the Hugging Face folder of a Flax checkpoint, with the options and the result of `export`.
 
     Raises:
         FileNotFoundError: `source` has no config.json, parameters or tokenizer.
         ValueError: `source` is not a Flax checkpoint, or one of the folders lies in the other.
         CheckpointError: a newer format, damaged parameters.
-        And as `export`.
     """
     spec = open_spec(str(source))
     if not spec.is_flax:

@@ -37,16 +37,11 @@ PAIRS = (
 
 
 def verify(source: Path, folder: Path, adapter: Path | None = None, devices: Devices = None) -> list[Check]:
-    """Compare a Flax checkpoint with the PyTorch checkpoint that it was converted from.
+    """Compare a Flax checkpoint with the PyTorch checkpoint, and the adapter, that it was converted from.
 
     Its files have the hashes of its manifest; every tensor is that of the source, bit for bit in the checkpoint's
-    dtype; and where torch and transformers can run the source, a few pairs score alike in float32.
-
-    Args:
-        source: the PyTorch checkpoint.
-        folder: the Flax checkpoint.
-        adapter: the folder of the LoRA adapter that was merged.
-        devices: where to score; by default on the CPU, if JAX has one.
+    dtype; and where torch and transformers can run the source, a few pairs score alike in float32, on the CPU if JAX
+    has one.
 
     Raises:
         FileNotFoundError, ValueError: one of the folders is not such a checkpoint.
@@ -123,14 +118,8 @@ def _score_with_flax(folder: Path, devices: Devices) -> tuple[np.ndarray, Tokeni
 def score_with_transformers(
     source: Path, class_name: str, dtype: np.dtype, token: int | None, pairs: TokenizedPairs
 ) -> np.ndarray:
-    """Logits (float64) of pairs in PyTorch, one at a time, in float32.
-
-    Args:
-        source: the PyTorch checkpoint.
-        class_name: a class of transformers.
-        dtype: to which the weights are rounded.
-        token: whose logit at the last token is the score; None for a classification head.
-        pairs: to score.
+    """Logits (float64) of pairs in PyTorch, one at a time, in float32, with weights rounded to `dtype`. The score is
+    the logit of `token` at the last position, or of a classification head if that is None.
     """
     import torch
     import transformers

@@ -39,15 +39,8 @@ def save(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write the Flax checkpoint of a model in memory. The folder appears when it is complete, never before.
-
-    Args:
-        path: the folder to make.
-        spec: of the model.
-        settings: the checkpoint keeps those that belong to the model.
-        module: the abstract module.
-        params: its parameters, by their dotted paths.
-        overwrite: replace an existing Flax checkpoint.
+    """Write the Flax checkpoint of a model in memory, with those `settings` that belong to the model. The folder
+    appears when it is complete, never before; with `overwrite`, it replaces a Flax checkpoint.
 
     Raises:
         FileExistsError: the folder exists and may not be replaced.
@@ -78,23 +71,13 @@ def write(
     overwrite: bool = False,
     show_progress_bar: bool = False,
 ) -> int:
-    """Write a Flax checkpoint. The folder appears when it is complete, never before.
+    """Write a Flax checkpoint part by part, as `save`; the bytes of all arrays.
 
     Args:
-        path: the folder to make.
-        spec, module, params: the model.
         dtype: of the parameters that are written.
         kept: tensors of the source to keep as they are, by their PyTorch names, and where each is read.
         source: gives the manifest's entry for the source, when the arrays are written.
-        overwrite: replace an existing Flax checkpoint.
         show_progress_bar: of the bytes written and hashed.
-
-    Returns:
-        The bytes of all arrays.
-
-    Raises:
-        FileExistsError: the folder exists and may not be replaced.
-        OSError: the disk is full, or the folder cannot be written to.
     """
     config = {
         "format": FORMAT,

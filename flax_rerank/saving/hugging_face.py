@@ -38,12 +38,8 @@ class InexactError(ValueError):
 
 
 class TorchTensors:
-    """The tensors of a model as PyTorch has them, by their PyTorch names.
-
-    Args:
-        params: the model's parameters.
-        spec: of the model. Matrices of which the model has one or two rows are completed from the tensors that its
-            Flax checkpoint kept.
+    """The tensors of a model as PyTorch has them, by their PyTorch names. Matrices of which the model has one or two
+    rows are completed from what its Flax checkpoint kept.
 
     Raises:
         ValueError: the parameters are not those of the spec, or a matrix was not kept; all reasons at once.
@@ -80,19 +76,14 @@ class TorchTensors:
     def _faults_of_heads(self) -> list[str]:
         kept = {} if self._kept is None else self._kept.shapes()
         matrices = {name: item.shape for name, item in self._items.items() if item.partly_used}
-        faults = [
-            f"{name} in {checkpoint.KEPT} has shape {list(kept[name])}, the config asks for {list(shape)}"
-            for name, shape in matrices.items()
-            if kept.get(name, shape) != shape
-        ]
         lost = [name for name in matrices if name not in kept]
-        if lost:
-            others = f" and of {len(lost) - 1} more" if len(lost) > 1 else ""
-            faults.append(
-                f"the model has only one row of {lost[0]} {list(matrices[lost[0]])}{others}: convert the source with "
-                "--keep-head, which keeps the others"
-            )
-        return faults
+        if not lost:
+            return shape_faults(kept, matrices, "kept tensor")
+        others = f" and of {len(lost) - 1} more" if len(lost) > 1 else ""
+        return [
+            f"the model has only one row of {lost[0]} {list(matrices[lost[0]])}{others}: convert the source with "
+            "--keep-head, which keeps the others"
+        ]
 
 
 def save_pretrained(path: Path, spec: Spec, params: Mapping[str, jax.Array], *, overwrite: bool = False) -> None:
@@ -110,19 +101,14 @@ def export(
     overwrite: bool = False,
     show_progress_bar: bool = False,
 ) -> np.dtype:
-    """Write a folder that transformers and FlagEmbedding load. It appears when it is complete, never before.
-
-    One tensor at a time is in memory. config.json is that of the source, except for the dtype.
+    """Write a folder that transformers and FlagEmbedding load. It appears when it is complete, never before. One
+    tensor at a time is in memory.
 
     Args:
-        out: the folder to make.
-        spec: of the model.
-        params: its parameters.
         dtype: of the tensors: "float32", "bfloat16" or "float16". By default the dtype that config.json names, if it
             is smaller than the model's and holds every value exactly; else the model's own.
         max_shard_size: bytes of a file at most, if no single tensor is larger.
         overwrite: replace an existing folder, if it holds nothing but what an export writes.
-        show_progress_bar: of the bytes.
 
     Returns:
         The dtype that was written.
