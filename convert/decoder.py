@@ -22,15 +22,12 @@ def decoder_config(hf: HFConfig, *, head_dim: int | None = None, **switches: Any
     if "hidden_act" not in switches:
         switches["hidden_act"] = hf.take("hidden_act")
     theta, scaling = _rope(hf)
-    fields = {
-        "vocab_size": hf.take("vocab_size"),
+    sizes = ("vocab_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
+    fields = {name: hf.take(name) for name in sizes} | {
         "hidden_size": hidden_size,
-        "num_hidden_layers": hf.take("num_hidden_layers"),
         "num_attention_heads": heads,
         "num_key_value_heads": hf.take("num_key_value_heads", heads),
         "head_dim": head_dim,
-        "intermediate_size": hf.take("intermediate_size"),
-        "max_position_embeddings": hf.take("max_position_embeddings"),
         "rms_norm_eps": hf.take("rms_norm_eps", 1e-6),
         "rope_theta": theta,
         "rope_scaling": scaling,

@@ -26,19 +26,15 @@ class TensorSource(Protocol):
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold them, and those that say where."""
-        ...
 
     def shapes(self) -> Mapping[str, Shape]:
         """The shape of every tensor."""
-        ...
 
     def dtypes(self) -> Mapping[str, np.dtype]:
         """The dtype that every tensor is stored in."""
-        ...
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """A tensor, or a part of it: of the file, little more than that is read."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -183,10 +179,10 @@ def assign(
 def fill(
     source: TensorSource, items: Sequence[Assignment], shape: Shape, dtype: np.dtype, index: Index = ()
 ) -> np.ndarray:
-    """Read the tensors of one parameter of `shape`, or those of its part `index`, a slice for each axis. Of the files,
-    little more than that part is read.
+    """Read the tensors of one parameter of `shape`, or those of its part `index`, a slice for each of the first axes.
+    Of the files, little more than that part is read.
     """
-    index = index or (slice(None),) * len(shape)
+    index = (*index, *(slice(None),) * (len(shape) - len(index)))
     bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
     array = empty(tuple(stop - start for start, stop in bounds), dtype)
     (first, end), part = bounds[0], tuple(slice(*bound) for bound in bounds)

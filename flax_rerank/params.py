@@ -27,15 +27,12 @@ class Parameters(Protocol):
 
     def shapes(self) -> Mapping[str, Shape]:
         """The shape of every parameter."""
-        ...
 
     def dtypes(self) -> Mapping[str, np.dtype]:
         """The dtype of every parameter."""
-        ...
 
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
         """The part `index` of a parameter, cast to `dtype`."""
-        ...
 
 
 class StoredParameters(Parameters, Protocol):
@@ -43,7 +40,6 @@ class StoredParameters(Parameters, Protocol):
 
     def restore(self, dtype: np.dtype, shardings: Mapping[str, NamedSharding]) -> Iterator[tuple[str, jax.Array]]:
         """The parameters, cast to `dtype`, by their dotted paths. Each device reads its part."""
-        ...
 
 
 class ArrayParameters:

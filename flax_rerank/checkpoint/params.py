@@ -49,10 +49,7 @@ def write_params(
 
     def read(name: str) -> np.ndarray:
         path, layer, _ = leaves[name]
-        if layer is None:
-            return params.read(path, dtype)
-        rest = (slice(None),) * (len(params.shapes()[path]) - 1)
-        return params.read(path, dtype, (slice(layer, layer + 1), *rest))[0]
+        return params.read(path, dtype) if layer is None else params.read(path, dtype, (slice(layer, layer + 1),))[0]
 
     def write(group: dict[str, np.ndarray]) -> None:
         with _orbax() as ocp, _written(folder):

@@ -27,6 +27,14 @@ from flax_rerank.rerankers.call import resolve
 from flax_rerank.settings import RerankerModelClass
 from flax_rerank.text.tokenizer import Tokenizer
 
+FIELDS = {  # facts that are fields of the model's config
+    "layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "attention_heads": "num_attention_heads",
+    "key_value_heads": "num_key_value_heads",
+    "vocabulary": "vocab_size",
+}
+
 
 @dataclass
 class Inspection:
@@ -152,18 +160,10 @@ def _read_architecture(
     """The config, the readout and the abstract module of a config.json."""
     family = convert.family_of(hf)
     config, readout = family.architecture(HFConfig(hf))
-    facts |= {
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "attention_heads": config.num_attention_heads,
-        "vocabulary": config.vocab_size,
-    }
-    if isinstance(config, EncoderConfig):
-        facts["positions"] = config.max_length
-    else:
-        facts["key_value_heads"] = config.num_key_value_heads
+    facts |= {fact: getattr(config, name) for fact, name in FIELDS.items() if hasattr(config, name)}
+    facts["positions"] = config.max_length or config.max_position_embeddings
+    if isinstance(config, DecoderConfig):
         facts["scores_after_layers"] = list(readout.layers)
-        facts["positions"] = config.max_position_embeddings
     return config, readout, nnx.eval_shape(lambda: family.module(config, readout, FLOAT32))
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,6 @@ from flax_rerank.settings import RerankerModelClass
 from flax_rerank.spec import Spec
 
 logger = logging.getLogger(__name__)
-
-ADAPTER = (peft.CONFIG, peft.WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -88,19 +87,10 @@ def convert(
     pool = ThreadPoolExecutor(1)
     # The source is hashed while it is read and written.
     files = (folder / "config.json", *opened.source.files, *spec.tokenizer.files)
-    hashes = {file: pool.submit(sha256, file) for file in files}
+    described = partial(_described, spec, folder, {file: pool.submit(sha256, file) for file in files})
+    options = {"overwrite": overwrite, "show_progress_bar": show_progress_bar}
     try:
-        size = write(
-            out,
-            spec,
-            module,
-            opened,
-            chosen,
-            kept,
-            lambda: _described(spec, folder, hashes),
-            overwrite=overwrite,
-            show_progress_bar=show_progress_bar,
-        )
+        size = write(out, spec, module, opened, chosen, kept, described, **options)
     finally:
         pool.shutdown(cancel_futures=True)
     return Conversion(
@@ -135,9 +125,9 @@ def _partly_used(opened: TorchCheckpoint, name: str) -> dict[str, TensorSource]:
 def _described(spec: Spec, folder: Path, hashes: dict[Path, Future[str]]) -> dict[str, Any]:
     """The manifest's entry for the source and its adapter, with the sha256 of the files that were read."""
 
-    def described(name: str, folder: Path, of_adapter: bool) -> dict[str, Any]:
-        files = {file.name: each.result() for file, each in hashes.items() if (file.name in ADAPTER) == of_adapter}
-        return describe_source(name, folder, files)
-
-    source = described(spec.name, folder, False)
-    return source if spec.adapter is None else source | {"adapter": described(str(spec.adapter), spec.adapter, True)}
+    digests = {file.name: future.result() for file, future in hashes.items()}
+    of_adapter = {name: digests.pop(name) for name in (peft.CONFIG, peft.WEIGHTS) if name in digests}
+    source = describe_source(spec.name, folder, digests)
+    if spec.adapter is not None:
+        source["adapter"] = describe_source(str(spec.adapter), spec.adapter, of_adapter)
+    return source
