@@ -12,14 +12,9 @@ def encoder_architecture(hf: HFConfig, *, position_offset: int) -> tuple[Encoder
     hf.only("position_embedding_type", "absolute")
     hf.only("is_decoder", False)
     hf.only("add_cross_attention", False)
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     config = EncoderConfig(
-        vocab_size=hf.take("vocab_size"),
-        hidden_size=hf.take("hidden_size"),
-        num_hidden_layers=hf.take("num_hidden_layers"),
-        num_attention_heads=hf.take("num_attention_heads"),
-        intermediate_size=hf.take("intermediate_size"),
-        max_position_embeddings=hf.take("max_position_embeddings"),
-        type_vocab_size=hf.take("type_vocab_size"),
+        **{name: hf.take(name) for name in (*sizes, "max_position_embeddings", "type_vocab_size")},
         layer_norm_eps=hf.take("layer_norm_eps", 1e-12),
         hidden_act=hf.take("hidden_act", "gelu"),
         position_offset=position_offset,

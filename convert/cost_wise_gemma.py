@@ -10,6 +10,7 @@ from flax_rerank.models.readout import Readout
 
 
 def cost_wise_gemma_architecture(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
+    """The body of Gemma 2, and a head after every `layer_sep`-th layer from `start_layer` on."""
     if not hf.take("layer_wise", False):
         hf.fault("layer_wise is false: such a checkpoint has no heads that score a pair")
     hf.take("tie_word_embeddings", None)  # the heads are matrices of their own, whatever it says

@@ -11,24 +11,23 @@ from flax_rerank.models.readout import Readout
 from flax_rerank.models.rotary import RopeScaling
 
 
-def decoder_config(hf: HFConfig, **switches: Any) -> DecoderConfig:
-    """The config of a decoder's body: the fields that all families have, and the `switches` of this one."""
-    heads = hf.take("num_attention_heads")
-    hidden_size = hf.take("hidden_size")
-    head_dim = hf.take("head_dim", hidden_size // max(heads, 1))
+def decoder_config(hf: HFConfig, *, head_dim: int | None = None, **switches: Any) -> DecoderConfig:
+    """The config of a decoder's body: the fields that all families have, and the `switches` of this one.
+
+    `head_dim` counts where config.json has none; by default the heads share the hidden size.
+    """
+    heads, hidden_size = hf.take("num_attention_heads"), hf.take("hidden_size")
+    head_dim = hf.take("head_dim", hidden_size // max(heads, 1) if head_dim is None else head_dim)
     hf.take("pretraining_tp", 1)  # splits products without changing them
-    theta, scaling = rope(hf)
     if "hidden_act" not in switches:
         switches["hidden_act"] = hf.take("hidden_act")
-    fields = {
-        "vocab_size": hf.take("vocab_size"),
+    theta, scaling = _rope(hf)
+    sizes = ("vocab_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
+    fields = {name: hf.take(name) for name in sizes} | {
         "hidden_size": hidden_size,
-        "num_hidden_layers": hf.take("num_hidden_layers"),
         "num_attention_heads": heads,
         "num_key_value_heads": hf.take("num_key_value_heads", heads),
         "head_dim": head_dim,
-        "intermediate_size": hf.take("intermediate_size"),
-        "max_position_embeddings": hf.take("max_position_embeddings"),
         "rms_norm_eps": hf.take("rms_norm_eps", 1e-6),
         "rope_theta": theta,
         "rope_scaling": scaling,
@@ -38,36 +37,10 @@ def decoder_config(hf: HFConfig, **switches: Any) -> DecoderConfig:
     return DecoderConfig(**(fields | switches))
 
 
-def rope(hf: HFConfig) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary embedding, from the fields of transformers 4 or 5."""
-    theta = hf.take("rope_theta", 10000.0)
-    fields = dict(hf.take("rope_scaling", {})) | dict(hf.take("rope_parameters", {}))
-    theta = fields.pop("rope_theta", theta)
-    kinds = [fields.pop(name, None) for name in ("rope_type", "type")]
-    kind = next(filter(None, kinds), "default")
-    if kind == "default":
-        scaling = None
-        fields.pop("factor", None)
-    elif kind not in ("linear", "dynamic", "llama3"):
-        hf.fault(f"rope scaling {kind!r} is not supported; only linear, dynamic and llama3")
-        return theta, None
-    elif "factor" not in fields:
-        hf.fault(f"rope scaling {kind!r} has no factor")
-        return theta, None
-    else:
-        positions = hf.take("max_position_embeddings")
-        original = fields.pop("original_max_position_embeddings", positions)
-        scaling = RopeScaling(
-            kind=kind,
-            factor=float(fields.pop("factor")),
-            # Of transformers' dynamic scaling only max_position_embeddings counts.
-            original_max_position_embeddings=positions if kind == "dynamic" else original,
-            low_freq_factor=fields.pop("low_freq_factor", 1.0),
-            high_freq_factor=fields.pop("high_freq_factor", 1.0),
-        )
-    if fields:
-        hf.fault(f"rope scaling has fields that are not understood: {', '.join(fields)}")
-    return theta, scaling
+def attention_bias(hf: HFConfig) -> dict[str, bool]:
+    """The switches for `attention_bias`, which is that of all four projections."""
+    bias = hf.take("attention_bias", False)
+    return {"query_key_value_bias": bias, "attention_output_bias": bias}
 
 
 def sliding_windows(hf: HFConfig, slides: list[bool], default: int = 4096) -> tuple[int, ...]:
@@ -82,30 +55,64 @@ def sliding_windows(hf: HFConfig, slides: list[bool], default: int = 4096) -> tu
     return tuple(window if slide else 0 for slide in slides) if window and any(slides) else ()
 
 
+def _rope(hf: HFConfig) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of the rotary embedding, from the fields of transformers 4 or 5."""
+    theta = hf.take("rope_theta", 10000.0)
+    fields = dict(hf.take("rope_scaling", {})) | dict(hf.take("rope_parameters", {}))
+    theta = fields.pop("rope_theta", theta)
+    kinds = [fields.pop(name, None) for name in ("rope_type", "type")]
+    kind = next(filter(None, kinds), "default")
+    factor = fields.pop("factor", None)
+    scaling = None
+    if kind not in ("default", "linear", "dynamic", "llama3"):
+        hf.fault(f"rope scaling {kind!r} is not supported; only linear, dynamic and llama3")
+        return theta, None
+    if kind != "default" and factor is None:
+        hf.fault(f"rope scaling {kind!r} has no factor")
+        return theta, None
+    if kind != "default":
+        positions = hf.take("max_position_embeddings")
+        original = fields.pop("original_max_position_embeddings", positions)
+        scaling = RopeScaling(
+            kind=kind,
+            factor=float(factor),
+            # Of transformers' dynamic scaling only max_position_embeddings counts.
+            original_max_position_embeddings=positions if kind == "dynamic" else original,
+            low_freq_factor=fields.pop("low_freq_factor", 1.0),
+            high_freq_factor=fields.pop("high_freq_factor", 1.0),
+        )
+    if fields:
+        hf.fault(f"rope scaling has fields that are not understood: {', '.join(fields)}")
+    return theta, scaling
+
+
 def body_rules(config: DecoderConfig) -> tuple[Rule, ...]:
     """Embeddings, layers and final norm, which all families name alike."""
-    torch, flax = "model.layers.{i}", "layers"
-    bias = config.query_key_value_bias
-    attention = (
-        *linear(f"{torch}.self_attn.q_proj", f"{flax}.self_attn.q_proj", use_bias=bias),
-        *linear(f"{torch}.self_attn.k_proj", f"{flax}.self_attn.k_proj", use_bias=bias),
-        *linear(f"{torch}.self_attn.v_proj", f"{flax}.self_attn.v_proj", use_bias=bias),
-        *linear(f"{torch}.self_attn.o_proj", f"{flax}.self_attn.o_proj", use_bias=config.attention_output_bias),
-    )
+    biases = {f"self_attn.{name}_proj": config.query_key_value_bias for name in "qkv"}
+    biases["self_attn.o_proj"] = config.attention_output_bias
+    biases |= {f"mlp.{name}_proj": config.mlp_bias for name in ("gate", "up", "down")}
     norms = ["input_layernorm", "post_attention_layernorm"]
     norms += ["self_attn.q_norm", "self_attn.k_norm"] if config.qk_norm else []
     norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] if config.sandwich_norms else []
-    return (
-        Rule("model.embed_tokens.weight", "embed_tokens.embedding"),
-        *attention,
-        *(rule for name in norms for rule in rms_norm(f"{torch}.{name}", f"{flax}.{name}")),
-        *(
-            rule
-            for name in ("gate_proj", "up_proj", "down_proj")
-            for rule in linear(f"{torch}.mlp.{name}", f"{flax}.mlp.{name}", use_bias=config.mlp_bias)
-        ),
-        *rms_norm("model.norm", "norm"),
-    )
+    torch, flax = "model.layers.{i}", "layers"
+    rules = [Rule("model.embed_tokens.weight", "embed_tokens.embedding"), *rms_norm("model.norm", "norm")]
+    for name, use_bias in biases.items():
+        rules += linear(f"{torch}.{name}", f"{flax}.{name}", use_bias=use_bias)
+    for name in norms:
+        rules += rms_norm(f"{torch}.{name}", f"{flax}.{name}")
+    return tuple(rules)
+
+
+def head_rules(readout: Readout, torch: str, transform: Transform = IDENTITY) -> tuple[Rule, ...]:
+    """The rule of a linear head; a tied one has no tensor of its own."""
+    return () if readout.head == "tied" else (Rule(torch, "head", transform),)
+
+
+def ignored(readout: Readout) -> tuple[str, ...]:
+    """Rotary frequencies that old versions of transformers saved, and the head of a tied model, which is its
+    embedding."""
+    frequencies = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    return (frequencies, r"lm_head\.weight") if readout.head == "tied" else (frequencies,)
 
 
 def token_logit_family(
@@ -118,11 +125,8 @@ def token_logit_family(
 ) -> Family:
     """A family of causal language models that score by the logits of one or two tokens.
 
-    Args:
-        model_type, architecture: as in config.json.
-        config: reads config.json into the config of the body.
-        tied: whether the head is the embedding where config.json does not say.
-        softcap: bound of the logits where config.json does not say; None in families without the field.
+    `config` reads config.json into the config of the body. Where config.json does not say, `tied` says whether the
+    head is the embedding, and `softcap` bounds the logits; it is None for families without that field.
     """
 
     def architecture_of(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
@@ -142,15 +146,3 @@ def token_logit_family(
         ),
         ignored=ignored,
     )
-
-
-def head_rules(readout: Readout, torch: str, transform: Transform = IDENTITY) -> tuple[Rule, ...]:
-    """The rule of a linear head; a tied one has no tensor of its own."""
-    return () if readout.head == "tied" else (Rule(torch, "head", transform),)
-
-
-def ignored(readout: Readout) -> tuple[str, ...]:
-    """Rotary frequencies that old versions of transformers saved, and the head of a tied model, which is its
-    embedding."""
-    frequencies = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-    return (frequencies, r"lm_head\.weight") if readout.head == "tied" else (frequencies,)

@@ -1,4 +1,4 @@
-"""What a model family has to say about itself, and the list of families."""
+"""What a model family says about itself."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,9 @@ class Family:
     """One family of checkpoints.
 
     Attributes:
-        model_type: as in config.json.
         model_classes: the `RerankerModelClass` value of each architecture name that is covered.
         module: makes the nnx module of a config, a readout and dtypes.
-        architecture: reads config.json into the module's config and readout; the tokens of a head with a row for each
-            token of the vocabulary are left out where the tokenizer is to say them.
+        architecture: reads config.json into config and readout; tokens that the tokenizer decides are left out.
         rules: the rule table for a config, a readout and the config.json that they were read from.
         ignored: regular expressions of tensor names that a model with this readout does not need.
     """

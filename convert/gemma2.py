@@ -9,6 +9,7 @@ LOGIT_SOFTCAP = 30.0  # where config.json does not say
 
 
 def gemma2_config(hf: HFConfig) -> DecoderConfig:
+    """The config of Gemma 2's body."""
     hf.take("sliding_window_size", None)  # an old name of sliding_window, which transformers does not read
     return gemma_config(
         hf,

@@ -1,8 +1,7 @@
-"""Reading a Hugging Face config.json strictly: a field that nobody understands is an error.
+"""Reading a Hugging Face config.json strictly: a field that is not understood is an error.
 
-A model that ignores a field which changes the result gives wrong scores. So each family takes the fields
-that it knows, states the values of those that it does not implement, and everything else must be on the
-list of fields that cannot change a score.
+A model that ignores a field which changes the result gives wrong scores. So each family takes the fields that it knows
+and says which values it supports; every other field must be on the list of those that cannot change a score.
 """
 
 from collections.abc import Mapping
@@ -43,12 +42,12 @@ class HFConfig:
         """The value of a field; null counts as absent. A missing field without a default is a fault."""
         self._known.add(name)
         value = self._fields.get(name)
-        if value is None:
-            if default is REQUIRED:
-                self.fault(f"{name} is missing")
-                return 0
+        if value is not None:
+            return value
+        if default is not REQUIRED:
             return default
-        return value
+        self.fault(f"{name} is missing")
+        return 0
 
     def given(self, name: str, default: Any) -> Any:
         """The value of a field whose null has a meaning of its own, and is not the same as its absence."""
@@ -56,17 +55,17 @@ class HFConfig:
         return self._fields.get(name, default)
 
     def fault(self, message: str) -> None:
-        """Note something that `finish` is to raise."""
+        """Add a message to the error that `finish` raises."""
         self._faults.append(message)
 
     def only(self, name: str, *values: object) -> None:
-        """Accept a field only if it is absent or has one of `values`: the others are not implemented."""
+        """Accept a field only if it is absent or has one of `values`, which are supported."""
         value = self.take(name, None)
         if value is not None and value not in values:
             self.fault(f"{name} = {value!r} is not supported; only {', '.join(map(repr, values))}")
 
     def finish(self) -> None:
-        """Raise ValueError for the faults found and for fields that nobody has taken."""
+        """Raise ValueError for the faults found and for fields that were not taken."""
         self._faults += [
             f"{name} = {value!r} is not understood and may change the scores"
             for name, value in self._fields.items()
@@ -84,5 +83,5 @@ class HFConfig:
 
 
 def _switched_off(value: Any) -> bool:
-    """Whether a field says no more than its absence would. Zero does not count: it equals False, and is a number."""
+    """Whether a value means what a missing field means. 0 does not: it equals False, but is a number."""
     return value is None or value is False or value == [] or value == {}

@@ -1,18 +1,9 @@
 """Llama 2, 3 and their descendants."""
 
-from flax_rerank.convert.decoder import decoder_config, token_logit_family
-from flax_rerank.convert.hf_config import HFConfig
-from flax_rerank.models.decoder import DecoderConfig
+from flax_rerank.convert.decoder import attention_bias, decoder_config, token_logit_family
 
-
-def llama_config(hf: HFConfig) -> DecoderConfig:
-    bias = hf.take("attention_bias", False)
-    return decoder_config(
-        hf,
-        query_key_value_bias=bias,
-        attention_output_bias=bias,
-        mlp_bias=hf.take("mlp_bias", False),
-    )
-
-
-LLAMA = token_logit_family("llama", "LlamaForCausalLM", llama_config)
+LLAMA = token_logit_family(
+    "llama",
+    "LlamaForCausalLM",
+    lambda hf: decoder_config(hf, **attention_bias(hf), mlp_bias=hf.take("mlp_bias", False)),
+)

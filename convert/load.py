@@ -1,6 +1,5 @@
 """A PyTorch checkpoint folder to a Flax module."""
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,42 +25,30 @@ from flax_rerank.convert.mistral import MISTRAL
 from flax_rerank.convert.peft import merge_adapter
 from flax_rerank.convert.qwen2 import QWEN2
 from flax_rerank.convert.qwen3 import QWEN3
-from flax_rerank.convert.rules import Assignment, Row, TensorSource, assign, fill
+from flax_rerank.convert.rules import Assignment, TensorSource, assign, fill
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError, Index, Shape, place, shapes_of
 
 FAMILIES: tuple[Family, ...] = (
-    BERT,
-    XLM_ROBERTA,
-    LLAMA,
-    MISTRAL,
-    QWEN2,
-    QWEN3,
-    GEMMA,
-    GEMMA2,
-    MINICPM,
-    COST_WISE_GEMMA,
+    *(BERT, XLM_ROBERTA),
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2),
+    *(MINICPM, COST_WISE_GEMMA),
 )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no JSON object.
-    """
+    """config.json of a checkpoint folder. FileNotFoundError if there is no such file, ValueError if it is damaged."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a model?")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} is not a JSON object")
     return config
 
 
@@ -102,27 +89,20 @@ def family_of(hf: Mapping[str, Any]) -> Family:
 
 @dataclass(frozen=True)
 class TorchCheckpoint:
-    """A PyTorch checkpoint of which every tensor has its place in a module. No tensor is read before it is asked for.
+    """A PyTorch checkpoint whose tensors fill the parameters of a module. No tensor is read before it is asked for.
 
     Attributes:
-        folder: where it lies.
-        config: its config.json.
-        module: the abstract module.
-        source: the tensors.
-        assignments: for each parameter, by its dotted path, the tensors that fill it.
-        adapter: the folder of the LoRA adapter that is merged into the tensors as they are read.
+        source: the tensors, with the adapter merged into them, if any.
+        params, assignments: for each parameter, by its dotted path, the shape and the tensors that fill it.
     """
 
-    folder: Path
-    config: Mapping[str, Any]
-    module: nnx.Module
     source: TensorSource
+    params: dict[str, Shape]
     assignments: Mapping[str, Sequence[Assignment]]
-    adapter: Path | None = None
 
     def shapes(self) -> dict[str, Shape]:
         """The shape of every parameter, by its dotted path."""
-        return shapes_of(self.module)
+        return self.params
 
     def dtypes(self) -> dict[str, np.dtype]:
         """The dtype, of those that a model can have, that holds the tensors of each parameter as they are stored:
@@ -133,51 +113,31 @@ class TorchCheckpoint:
             for path, items in self.assignments.items()
         }
 
-    def dtype(self) -> np.dtype:
-        """The largest of `dtypes`."""
-        return max(self.dtypes().values(), key=lambda dtype: dtype.itemsize)
-
-    def partly_used(self) -> dict[str, Shape]:
-        """Tensors of which the model has but one row of many, with their shapes."""
-        shapes = self.source.shapes()
-        return {
-            item.tensor: shapes[item.tensor]
-            for item in itertools.chain(*self.assignments.values())
-            if isinstance(item.rule.transform, Row) and item.rule.transform.rows > 1
-        }
-
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
         """One parameter, or the part `index` of it."""
-        return fill(self.source, self.assignments[path], self.shapes()[path], dtype, index)
+        return fill(self.source, self.assignments[path], self.params[path], dtype, index)
 
     def restore(self, dtype: np.dtype, shardings: Mapping[str, NamedSharding]) -> Iterator[tuple[str, jax.Array]]:
         """The parameters, cast to `dtype`, by their dotted paths. Each device reads its part of each tensor."""
-        for path, shape in self.shapes().items():
+        for path, shape in self.params.items():
             yield path, place(shape, shardings[path], partial(self.read, path, dtype))
 
 
 def open_checkpoint(
     folder: Path, hf: Mapping[str, Any], config: Any, readout: Readout, module: nnx.Module, adapter: Path | None = None
 ) -> TorchCheckpoint:
-    """Match the tensors of a PyTorch checkpoint with the parameters of its Flax module.
-
-    Args:
-        folder: has the weights (safetensors, sharded or not, or pytorch_model.bin).
-        hf: its config.json.
-        config, readout: of the module.
-        module: the abstract module.
-        adapter: folder of a LoRA adapter to merge.
+    """Match the tensors in `folder`, with those of an adapter merged, with the parameters of an abstract module.
 
     Raises:
         FileNotFoundError: the weights are missing.
         CheckpointError: tensors missing, left over or misshapen, files corrupt; all of them at once.
     """
-    family = family_of(hf)
+    family, params = family_of(hf), shapes_of(module)
     source: TensorSource = open_torch_files(folder)
     if adapter is not None:
         source = merge_adapter(source, adapter, family.ignored(readout))
     rules = family.rules(config, readout, hf)
-    assignments, faults = assign(source.shapes(), shapes_of(module), rules, family.ignored(readout))
+    assignments, faults = assign(source.shapes(), params, rules, family.ignored(readout))
     if faults:
         raise CheckpointError(folder, faults)
-    return TorchCheckpoint(folder, hf, module, source, assignments, adapter)
+    return TorchCheckpoint(source, params, assignments)

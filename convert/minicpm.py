@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax_rerank.convert.decoder import body_rules, decoder_config, head_rules, ignored
+from flax_rerank.convert.decoder import attention_bias, body_rules, decoder_config, head_rules, ignored
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import Row, Rule
@@ -15,7 +15,6 @@ def minicpm_architecture(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
     """Heads of the types raw and complex have a row for every token of the vocabulary. FlagEmbedding's
     reranker takes the last of these rows for the score, and divides the states for them."""
     depth = hf.take("num_hidden_layers")
-    bias = hf.take("attention_bias", False)
     hf.only("head_type", "simple", "raw", "complex")
     kind, per_layer = hf.take("head_type", "simple"), hf.take("head_multi", True)
     divisor = hf.take("hidden_size") / hf.take("dim_model_base", 1)
@@ -25,8 +24,7 @@ def minicpm_architecture(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
         hf,
         embedding_scale=float(hf.take("scale_emb", 1)),
         residual_scale=hf.take("scale_depth", 1) / max(depth, 1) ** 0.5,
-        query_key_value_bias=bias,
-        attention_output_bias=bias,
+        **attention_bias(hf),
     )
     return config, Readout(
         position="last",
@@ -39,13 +37,13 @@ def minicpm_architecture(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
 
 
 def minicpm_rules(config: DecoderConfig, readout: Readout, hf: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The body's rules, and those of a head for each layer or of one for all."""
     torch = "lm_head.{i}.weight" if hf.get("head_type") == "raw" else "lm_head.{i}.linear_head.weight"
     rows = config.vocab_size if readout.tokens else 1
+    tokens = readout.tokens or (0,)
     if HFConfig(hf).take("head_multi", True):
-        head = head_rules(readout, torch, Row(readout.tokens[0] if readout.tokens else 0, rows))
-    else:
-        head = head_rules(readout, torch.replace(".{i}", ""), Row(readout.tokens or (0,), rows))
-    return *body_rules(config), *head
+        return *body_rules(config), *head_rules(readout, torch, Row(tokens[0], rows))
+    return *body_rules(config), *head_rules(readout, torch.replace(".{i}", ""), Row(tokens, rows))
 
 
 MINICPM = Family(

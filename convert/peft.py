@@ -18,26 +18,13 @@ PREFIX = "base_model.model."
 BASE_LAYER = ".base_layer"  # whole weights of an adapted embedding or head, which PEFT saves with the adapter
 ROWS = 1 << 14  # of an update that are multiplied at a time
 
-# Fields of adapter_config.json that change what merging means, and the only values for which it is known here.
-ONLY = {
+# Fields of adapter_config.json. Every other field must be switched off: it may change what merging means.
+SUPPORTED = {
     "peft_type": ("LORA",),
-    "use_dora": (False,),
     "bias": ("none",),
-    "fan_in_fan_out": (False,),
-    "lora_bias": (False,),
-    "use_qalora": (False,),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
-    "layer_replication": (),
-    "trainable_token_indices": (),
-    "target_parameters": (),
-    "alora_invocation_tokens": (),
-    "arrow_config": (),
-    "corda_config": (),
-    "loftq_config": ({},),
-    "megatron_config": (),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
-UNDERSTOOD = {
-    *ONLY,
+HARMLESS = {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "modules_to_save"),
     *("exclude_modules", "layers_to_transform", "layers_pattern"),  # which modules: the tensors say so too
     *("lora_dropout", "inference_mode", "task_type", "base_model_name_or_path", "revision", "auto_mapping"),
@@ -56,41 +43,42 @@ class LowRank:
     transposed: bool
 
 
+@dataclass(frozen=True)
 class MergedTensors:
-    """The tensors of a checkpoint with an adapter merged into them, one at a time, as they are read."""
+    """The tensors of a checkpoint with an adapter merged into them, one at a time, as they are read.
 
-    def __init__(
-        self, base: TensorSource, adapter: TensorSource, updates: Mapping[str, LowRank], replaced: Mapping[str, str]
-    ) -> None:
-        self._base = base
-        self._adapter = adapter
-        self._updates = updates
-        self._replaced = replaced
+    `updates` are added to the base's tensors of these names; `replaced` gives the adapter's tensor to read instead.
+    """
+
+    base: TensorSource
+    adapter: TensorSource
+    updates: Mapping[str, LowRank]
+    replaced: Mapping[str, str]
 
     @property
     def files(self) -> tuple[Path, ...]:
-        files = self._adapter.files
-        return (*self._base.files, files[0].with_name(CONFIG), *files)
+        files = self.adapter.files
+        return (*self.base.files, files[0].with_name(CONFIG), *files)
 
     def shapes(self) -> Mapping[str, Shape]:
-        return self._base.shapes()
+        return self.base.shapes()
 
     def dtypes(self) -> Mapping[str, np.dtype]:
-        return self._base.dtypes()
+        return self.base.dtypes()
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
-        source, stored = (self._adapter, self._replaced[name]) if name in self._replaced else (self._base, name)
+        source, stored = (self.adapter, self.replaced[name]) if name in self.replaced else (self.base, name)
         tensor = source.read(stored, index)
-        if name not in self._updates:
+        if name not in self.updates:
             return tensor
         rows, columns = (*index, slice(None), slice(None))[:2]
         start, stop, _ = rows.indices(self.shapes()[name][0])
-        return tensor.astype(np.float32) + self._update(self._updates[name], start, stop)[:, columns]
+        return tensor.astype(np.float32) + self._update(self.updates[name], start, stop)[:, columns]
 
     def _update(self, update: LowRank, start: int, stop: int) -> np.ndarray:
         """The rows [start, stop) of an update. Whichever are asked for, the same blocks are multiplied: products of
         other shapes may be rounded in other ways."""
-        down, up = (self._adapter.read(name).astype(np.float32) for name in (update.down, update.up))
+        down, up = (self.adapter.read(name).astype(np.float32) for name in (update.down, update.up))
         first = start // ROWS * ROWS
         blocks = []
         for row in range(first, stop, ROWS):
@@ -103,11 +91,7 @@ class MergedTensors:
 def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) -> MergedTensors:
     """A checkpoint's tensors with the LoRA adapter in `folder` merged into them.
 
-    Args:
-        base: the checkpoint.
-        folder: adapter_config.json and adapter_model.safetensors.
-        unused: regular expressions of tensor names that the model has no use for, so that an adapter may not change
-            them.
+    An adapter may not change tensors whose names match `unused`, regular expressions.
 
     Raises:
         FileNotFoundError: adapter_config.json or adapter_model.safetensors is missing.
@@ -118,7 +102,11 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
             raise FileNotFoundError(f"no {name} in {folder}: is it the folder of a PEFT adapter?")
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     adapter = SafetensorsFiles(folder, [WEIGHTS])
-    faults = _config_faults(config)
+    faults = [
+        f"{name} = {value!r} is not supported"
+        for name, value in config.items()
+        if name not in HARMLESS and value not in (None, False, {}, [], *SUPPORTED.get(name, ()))
+    ]
     if faults:
         raise CheckpointError(folder, faults)
     shapes, tensors = base.shapes(), adapter.shapes()
@@ -126,26 +114,21 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
     replaced: dict[str, str] = {}
     for name, shape in tensors.items():
         module, kind = _parse(name)
-        module = module.removesuffix(BASE_LAYER)
-        target = f"{module}.weight"
-        if kind in ("lora_B.weight", "lora_embedding_B"):
-            down = name.replace("lora_B.weight", "lora_A.weight").replace("lora_embedding_B", "lora_embedding_A")
-            if down not in tensors:
-                faults.append(f"tensor {down} is missing")
-                continue
-            transposed = kind == "lora_embedding_B"
-            merged = (shape[0], tensors[down][1])
-            if shape[1] != tensors[down][0]:
-                faults.append(f"{name} has rank {shape[1]}, {down} has {tensors[down][0]}")
-                continue
-            updates[target] = LowRank(down, name, _scale(config, module, shape[1]), transposed)
-            if shapes.get(target) != (merged[::-1] if transposed else merged):
-                faults.append(f"{name} and its partner make {list(merged)}, {target} is {_shape(shapes, target)}")
-        elif kind in ("lora_A.weight", "lora_embedding_A"):
-            up = name.replace("lora_A.weight", "lora_B.weight").replace("lora_embedding_A", "lora_embedding_B")
-            if up not in tensors:
-                faults.append(f"tensor {up} is missing")
-        elif f"{module}.{kind}" in shapes and shapes[f"{module}.{kind}"] == shape:
+        if kind.startswith("lora_"):
+            side = "B" if "A" in kind else "A"
+            partner = name.removesuffix(kind) + re.sub("[AB]", side, kind)
+            if partner not in tensors:
+                faults.append(f"tensor {partner} is missing")
+            elif side == "A" and shape[1] != tensors[partner][0]:
+                faults.append(f"{name} has rank {shape[1]}, {partner} has {tensors[partner][0]}")
+            elif side == "A":
+                target, transposed = f"{module}.weight", "embedding" in kind
+                updates[target] = LowRank(partner, name, _scale(config, module, shape[1]), transposed)
+                merged = (shape[0], tensors[partner][1])
+                if shapes.get(target) != (merged[::-1] if transposed else merged):
+                    there = list(shapes[target]) if target in shapes else "not there"
+                    faults.append(f"{name} and its partner make {list(merged)}, {target} is {there}")
+        elif shapes.get(f"{module}.{kind}") == shape:
             replaced[f"{module}.{kind}"] = name
         else:
             faults.append(f"tensor {name} {list(shape)} fits nothing in the checkpoint")
@@ -159,34 +142,16 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
     return MergedTensors(base, adapter, updates, replaced)
 
 
-def _config_faults(config: Mapping[str, Any]) -> list[str]:
-    faults = [
-        f"{name} = {config[name]!r} is not supported"
-        for name, allowed in ONLY.items()
-        if config.get(name) is not None and config[name] not in allowed
-    ]
-    faults += [
-        f"{name} = {value!r} is not understood"
-        for name, value in config.items()
-        if name not in UNDERSTOOD and value not in (None, False, {}, [])
-    ]
-    return faults
-
-
 def _parse(name: str) -> tuple[str, str]:
     """The module that a tensor belongs to, and which of its tensors it is."""
     name = name.removeprefix(PREFIX)
     found = re.fullmatch(r"(.+?)\.(lora_[AB]\.weight|lora_embedding_[AB]|weight|bias)", name)
-    return (found[1], found[2]) if found else (name, "")
+    module, kind = (found[1], found[2]) if found else (name, "")
+    return module.removesuffix(BASE_LAYER), kind
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     patterns = config.get("alpha_pattern") or {}
-    alpha = next(
-        (value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), config["lora_alpha"]
-    )
+    matching = (value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module))
+    alpha = next(matching, config["lora_alpha"])
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _shape(shapes: Mapping[str, Shape], name: str) -> str:
-    return str(list(shapes[name])) if name in shapes else "not there"

@@ -1,16 +1,16 @@
 """The rule table: which PyTorch tensor fills which Flax parameter, and how; both ways.
 
-A rule names one tensor, or one tensor per layer where the name holds `{i}`: those fill the slices of a
-stacked parameter. Tensors that Flax keeps side by side (query, key, value) fill slots of one parameter, along
-its last but one axis. Names match whole. A table is strict on both sides: `assign` wants every tensor taken
-by exactly one rule (or ignored by name) and every slice of every parameter filled exactly once.
+A rule names one tensor, or one tensor per layer where the name holds `{i}`: those fill the layers of a stacked
+parameter. Names match whole. A table is strict on both sides: every tensor is used by exactly one rule (or ignored by
+name), and every parameter is filled by exactly one.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -26,54 +26,36 @@ class TensorSource(Protocol):
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold them, and those that say where."""
-        ...
 
     def shapes(self) -> Mapping[str, Shape]:
         """The shape of every tensor."""
-        ...
 
     def dtypes(self) -> Mapping[str, np.dtype]:
         """The dtype that every tensor is stored in."""
-        ...
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """A tensor, or a part of it: of the file, little more than that is read."""
-        ...
-
-
-class Transform(Protocol):
-    """How a tensor becomes (a part of) a parameter."""
-
-    def to_torch_shape(self, shape: Shape) -> Shape:
-        """The shape of the tensor that fills a parameter of `shape`."""
-        ...
-
-    def read(self, source: TensorSource, name: str, index: Index = ()) -> np.ndarray:
-        """The tensor as the parameter has it, or the part of it that `index` asks for."""
-        ...
-
-    def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `read`, bit for bit."""
-        ...
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The same numbers with axes in another order."""
+    """How a tensor becomes a parameter or a layer of one: the same numbers, with axes in reverse order if
+    `transposed`.
+    """
 
-    axes: tuple[int, ...] | None = None
+    transposed: bool
 
     def to_torch_shape(self, shape: Shape) -> Shape:
-        return shape if self.axes is None else tuple(shape[axis] for axis in np.argsort(self.axes))
+        """The shape of the tensor that fills a parameter of `shape`."""
+        return shape[::-1] if self.transposed else shape
 
     def read(self, source: TensorSource, name: str, index: Index = ()) -> np.ndarray:
-        if self.axes is None:
-            return source.read(name, index)
-        swapped = tuple(index[axis] for axis in np.argsort(self.axes)) if index else ()
-        return source.read(name, swapped).transpose(self.axes)
+        """The tensor as the parameter has it, or the part of it that `index` asks for."""
+        return source.read(name, index[::-1]).T if self.transposed else source.read(name, index)
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        return array if self.axes is None else array.transpose(np.argsort(self.axes))
+        """The inverse of `read`, bit for bit."""
+        return array.T if self.transposed else array
 
 
 @dataclass(frozen=True)
@@ -99,43 +81,27 @@ class Row:
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         if self.rows != 1:
-            raise ValueError(f"only row {self.row} of {self.rows} was kept; the matrix cannot be given back")
+            raise ValueError(f"the model has only row {self.row} of {self.rows}, not the whole matrix")
         return array.reshape(1, -1)
 
 
-IDENTITY = Layout()
-TRANSPOSE = Layout(axes=(1, 0))
+Transform: TypeAlias = Layout | Row
+IDENTITY, TRANSPOSE = Layout(transposed=False), Layout(transposed=True)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`torch` (a tensor name, `{i}` standing for the layer) fills `flax` (a parameter path), or a slot of it."""
+    """`torch` (a tensor name, `{i}` standing for the layer) fills `flax` (a parameter path)."""
 
     torch: str
     flax: str
     transform: Transform = IDENTITY
-    slot: int | None = None
-
-    @property
-    def stacked(self) -> bool:
-        return INDEX in self.torch
-
-    def tensor_shape(self, shape: Shape) -> Shape:
-        """The shape in PyTorch of a tensor of a parameter of `shape`."""
-        shape = shape[1:] if self.stacked else shape
-        shape = shape if self.slot is None else (*shape[:-2], shape[-1])
-        return self.transform.to_torch_shape(shape)
-
-    def assignments(self, shape: Shape) -> "list[Assignment]":
-        """The tensors that fill a parameter of `shape`, one a layer if it is stacked."""
-        indices = range(shape[0]) if self.stacked else (None,)
-        return [Assignment(self.torch.replace(INDEX, str(index)), self, index) for index in indices]
 
 
-def linear(torch: str, flax: str, *, use_bias: bool = True, slot: int | None = None) -> tuple[Rule, ...]:
+def linear(torch: str, flax: str, *, use_bias: bool = True) -> tuple[Rule, ...]:
     """The rules of a linear layer: PyTorch keeps [out, in], Flax [in, out]."""
-    kernel = Rule(f"{torch}.weight", f"{flax}.kernel", TRANSPOSE, slot)
-    return (kernel, Rule(f"{torch}.bias", f"{flax}.bias", slot=slot)) if use_bias else (kernel,)
+    kernel = Rule(f"{torch}.weight", f"{flax}.kernel", TRANSPOSE)
+    return (kernel, Rule(f"{torch}.bias", f"{flax}.bias")) if use_bias else (kernel,)
 
 
 def rms_norm(torch: str, flax: str) -> tuple[Rule, ...]:
@@ -150,17 +116,36 @@ def layer_norm(torch: str, flax: str) -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One tensor and the parameter, or slice of a parameter, that it fills."""
+    """One tensor, with name and shape in PyTorch, and the parameter that it fills, or the layer of a stacked one."""
 
     tensor: str
-    rule: Rule
-    index: int | None
+    shape: Shape
+    path: str
+    layer: int | None
+    transform: Transform
 
     @property
     def region(self) -> Index:
         """What the tensor fills, as an index into the parameter."""
-        layer = () if self.index is None else (self.index,)
-        return (*layer, ...) if self.rule.slot is None else (*layer, ..., self.rule.slot, slice(None))
+        return () if self.layer is None else (self.layer,)
+
+    @property
+    def partly_used(self) -> bool:
+        """Whether the model has one or two rows of a larger matrix."""
+        return isinstance(self.transform, Row) and self.transform.rows > 1
+
+
+def assignments(rules: Iterable[Rule], params: Mapping[str, Shape]) -> list[Assignment]:
+    """The tensors, in PyTorch's layout, of a model whose parameters have these shapes."""
+    items = []
+    for rule in rules:
+        if rule.flax in params:
+            shape, stacked = params[rule.flax], INDEX in rule.torch
+            torch_shape = rule.transform.to_torch_shape(shape[1:] if stacked else shape)
+            for layer in range(shape[0]) if stacked else (None,):
+                name = rule.torch.replace(INDEX, str(layer))
+                items.append(Assignment(name, torch_shape, rule.flax, layer, rule.transform))
+    return items
 
 
 def assign(
@@ -169,59 +154,43 @@ def assign(
     rules: Sequence[Rule],
     ignored: Iterable[str] = (),
 ) -> tuple[dict[str, list[Assignment]], list[str]]:
-    """Match tensors to parameters.
+    """Match the tensors of a checkpoint with the parameters of a model, by name and shape.
 
-    Args:
-        tensors: name and shape of every tensor of the checkpoint.
-        params: path and shape of every parameter of the model.
-        rules: the table.
-        ignored: regular expressions (whole names) of tensors that the model has no use for.
-
-    Returns:
-        The tensors that fill each parameter, and a list of faults (empty when all is well).
+    Tensors whose whole names match `ignored`, regular expressions, may be left over. Returns the tensors that fill
+    each parameter, and a list of faults (empty when all is well).
     """
+    items = assignments(rules, params)
+    by_path: dict[str, list[Assignment]] = {path: [] for path in params}
+    for item in items:
+        by_path[item.path].append(item)
+    uses = Counter(item.tensor for item in items)
+    rules_of = Counter(rule.flax for rule in rules)
+    faults = [f"tensor {name} is used by {count} rules" for name, count in uses.items() if count > 1]
+    faults += [
+        f"parameter {path} {list(shape)} is filled by {rules_of[path]} rules instead of one"
+        for path, shape in params.items()
+        if rules_of[path] != 1
+    ]
     unused = [re.compile(pattern) for pattern in ignored]
     used = {name: shape for name, shape in tensors.items() if not any(pattern.fullmatch(name) for pattern in unused)}
-    faults = []
-    assignments: dict[str, list[Assignment]] = {}
-    wanted: dict[str, Shape] = {}
-    for path, shape in params.items():
-        takers = [rule for rule in rules if rule.flax == path]
-        slots = [rule.slot for rule in takers]
-        if not takers:
-            faults.append(f"parameter {path} {list(shape)} has no rule")
-        elif slots != [None] and (None in slots or sorted(slots) != list(range(shape[-2]))):
-            faults.append(f"parameter {path} {list(shape)} has rules for the slots {slots}")
-        items = {item: item.rule.tensor_shape(shape) for rule in takers for item in rule.assignments(shape)}
-        faults += [f"tensor {item.tensor} is taken by two rules" for item in items if item.tensor in wanted]
-        wanted |= {item.tensor: fitting for item, fitting in items.items()}
-        assignments[path] = [item for item, fitting in items.items() if used.get(item.tensor) == fitting]
-    return assignments, faults + shape_faults(used, wanted, "tensor")
+    return by_path, faults + shape_faults(used, {item.tensor: item.shape for item in items}, "tensor")
 
 
 def fill(
-    source: TensorSource, assignments: Sequence[Assignment], shape: Shape, dtype: np.dtype, index: Index = ()
+    source: TensorSource, items: Sequence[Assignment], shape: Shape, dtype: np.dtype, index: Index = ()
 ) -> np.ndarray:
-    """Read the tensors of one parameter, or those of its part `index`.
-
-    Args:
-        source: the tensors.
-        assignments: those of the parameter.
-        shape: that of the whole parameter.
-        dtype: of the result.
-        index: a slice for each axis; only what lies in it is read.
+    """Read the tensors of one parameter of `shape`, or those of its part `index`, a slice for each of the first axes.
+    Of the files, little more than that part is read.
     """
-    bounds = [part.indices(size)[:2] for part, size in zip(index or (slice(None),) * len(shape), shape, strict=True)]
+    index = (*index, *(slice(None),) * (len(shape) - len(index)))
+    bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
     array = empty(tuple(stop - start for start, stop in bounds), dtype)
-    for item in assignments:
-        taken = {
-            axis: place for axis, place in ((0, item.index), (len(shape) - 2, item.rule.slot)) if place is not None
-        }
-        if any(not bounds[axis][0] <= place < bounds[axis][1] for axis, place in taken.items()):
-            continue
-        rest = tuple(slice(*bound) for axis, bound in enumerate(bounds) if axis not in taken)
-        region = tuple(taken[axis] - bounds[axis][0] if axis in taken else slice(None) for axis in range(len(shape)))
-        _copy(array[region], item.rule.transform.read(source, item.tensor, rest))
+    (first, end), part = bounds[0], tuple(slice(*bound) for bound in bounds)
+    for item in items:
+        if item.layer is None:
+            _copy(array, item.transform.read(source, item.tensor, part))
+        elif first <= item.layer < end:
+            _copy(array[item.layer - first], item.transform.read(source, item.tensor, part[1:]))
     return array
 
 

@@ -1,24 +1,26 @@
 """The weight files of a PyTorch checkpoint folder: read lazily, and written tensor by tensor."""
 
+import itertools
 import json
 import logging
 import math
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from flax_rerank.convert.rules import TensorSource
-from flax_rerank.params import CheckpointError, Index, Shape
+from flax_rerank.params import CheckpointError, Index, Shape, groups
 
 logger = logging.getLogger(__name__)
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_SHARD_SIZE = 5 * 10**9
 FLOATS: Mapping[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -31,9 +33,8 @@ def open_torch_files(folder: Path) -> TensorSource:
     """Open the weights in `folder`: safetensors if there are any, else pytorch_model.bin.
 
     Raises:
-        FileNotFoundError: no weights in the folder.
-        CheckpointError: corrupt or missing files.
-        ImportError: only a pickle, and no torch to read it safely.
+        FileNotFoundError, CheckpointError: files are missing or corrupt.
+        ImportError: there is only a pickle, and no torch to read it safely.
     """
     if (folder / SINGLE).is_file():
         return SafetensorsFiles(folder, [SINGLE])
@@ -46,7 +47,7 @@ def open_torch_files(folder: Path) -> TensorSource:
 
 
 class _Entry(NamedTuple):
-    """Where a tensor stands."""
+    """Where a tensor is."""
 
     file: Path
     offset: int
@@ -61,29 +62,26 @@ class SafetensorsFiles:
         self.files: tuple[Path, ...] = tuple(folder / file for file in files)
         self._entries: dict[str, _Entry] = {}
         faults = []
-        unread = set()
-        found = set()
+        found: dict[str, set[str]] = {}  # the tensors in each file that can be read
         for file in files:
             try:
                 with safe_open(folder / file, framework="numpy"):  # it checks the header against the file
                     start, header = _header(folder / file)
             except FileNotFoundError:
                 faults.append(f"{file} is missing")
-                unread.add(file)
                 continue
             except SafetensorError as error:
                 faults.append(f"{file} is truncated or corrupt ({error})")
-                unread.add(file)
                 continue
+            found[file] = set(header)
             for name, entry in header.items():
                 kind = entry["dtype"]
                 if name in self._entries:
-                    faults.append(f"tensor {name} stands in two files")
+                    faults.append(f"tensor {name} is in two files")
                 if kind not in FLOATS and not name.endswith("position_ids"):
                     faults.append(
                         f"tensor {name} in {file} has dtype {kind}; float32, float16 and bfloat16 can be read"
                     )
-                found.add((name, file))
                 self._entries[name] = _Entry(
                     folder / file,
                     start + entry["data_offsets"][0],
@@ -93,7 +91,7 @@ class SafetensorsFiles:
         faults += [
             f"tensor {name} is not in {file}, where the index has it"
             for name, file in (weight_map or {}).items()
-            if (name, file) not in found and file not in unread
+            if file in found and name not in found[file]
         ]
         if faults:
             raise CheckpointError(folder, faults)
@@ -105,7 +103,7 @@ class SafetensorsFiles:
             if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
                 raise TypeError("weight_map does not map tensors to files")
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(path.parent, [f"{path.name} is no index of tensors ({error!r})"]) from error
+            raise CheckpointError(path.parent, [f"{path.name} is not an index of tensors ({error!r})"]) from error
         source = cls(path.parent, sorted(set(weight_map.values())), weight_map)
         source.files = (path, *source.files)
         return source
@@ -124,7 +122,7 @@ class SafetensorsFiles:
         return np.asarray(np.memmap(entry.file, entry.dtype, "r", entry.offset, entry.shape)[index])
 
 
-def _header(file: Path) -> tuple[int, dict[str, dict]]:
+def _header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     """Where the numbers of a safetensors file begin, and the dtype, shape and place of each tensor."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -134,12 +132,8 @@ def _header(file: Path) -> tuple[int, dict[str, dict]]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, Shape]], parts: Iterable[np.ndarray]) -> None:
-    """Write a safetensors file, of which no more than one part need be in memory.
-
-    Args:
-        path: the file.
-        tensors: dtype and shape of each tensor, in the order in which they are written.
-        parts: their numbers, in C order and as many at a time as one likes.
+    """Write a safetensors file: the dtype and shape of each tensor, then their numbers in C order, cut anywhere into
+    `parts`, of which one at a time is in memory.
     """
     names = {dtype: name for name, dtype in FLOATS.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -155,6 +149,41 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, Shape]],
             file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
 
 
+def write_torch_files(
+    folder: Path,
+    shapes: Mapping[str, Shape],
+    dtype: np.dtype,
+    parts: Callable[[str], Iterable[np.ndarray]],
+    max_shard_size: int = MAX_SHARD_SIZE,
+) -> None:
+    """Write model.safetensors, or shards of at most `max_shard_size` bytes (or one tensor) and their index.
+
+    `parts` gives the numbers of a tensor in C order, cut anywhere.
+    """
+    by_layer = sorted(shapes, key=_with_numbers)
+    shards = list(groups({name: math.prod(shapes[name]) * dtype.itemsize for name in by_layer}, max_shard_size))
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else SINGLE
+        names = sorted(shard)  # as the safetensors library does it: what came from one file of its own is that again
+        tensors = {name: (dtype, shapes[name]) for name in names}
+        write_safetensors(folder / file, tensors, itertools.chain.from_iterable(map(parts, names)))
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(map(math.prod, shapes.values())) * dtype.itemsize
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _with_numbers(name: str) -> list[str]:
+    """Sorts layer 2 before layer 10."""
+    return [part.zfill(9) if part.isdecimal() else part for part in name.split(".")]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file as Hugging Face does, in UTF-8."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 class PickleFiles:
     """Tensors of pytorch_model.bin, read by torch's weights_only loader: no code in the pickle runs."""
 
@@ -163,7 +192,7 @@ class PickleFiles:
             import torch
         except ImportError as error:
             raise ImportError(
-                f"{folder} has its weights only as a pickle ({files[0].name}), which takes torch to read safely: "
+                f"{folder} has its weights only as a pickle ({files[0].name}), which only torch reads safely: "
                 "pip install 'flax-rerank[torch]', or save it once as safetensors: "
                 "AutoModel...from_pretrained(folder).save_pretrained(out, safe_serialization=True)"
             ) from error
@@ -172,14 +201,15 @@ class PickleFiles:
         self._tensors = {}
         for file in files:
             try:
-                # Files of torch before 1.6 are no archives and cannot be mapped: these are read whole.
+                # Files of torch before 1.6 are not archives and cannot be mapped: these are read whole.
                 mapped = zipfile.is_zipfile(file)
                 self._tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
             except (pickle.UnpicklingError, RuntimeError, TypeError, KeyError, EOFError) as error:
                 reason = str(error).partition("\n")[0]
-                raise CheckpointError(folder, [f"{file.name} is no plain dictionary of tensors ({reason})"]) from error
-        self._bfloat16 = torch.bfloat16
-        self._int16 = torch.int16
+                raise CheckpointError(
+                    folder, [f"{file.name} is not a plain dictionary of tensors ({reason})"]
+                ) from error
+        self._torch = torch
 
     def shapes(self) -> Mapping[str, Shape]:
         return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
@@ -189,6 +219,6 @@ class PickleFiles:
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         tensor = self._tensors[name]
-        if tensor.dtype == self._bfloat16:
-            return tensor.view(self._int16).numpy().view(ml_dtypes.bfloat16)[index]
+        if tensor.dtype == self._torch.bfloat16:
+            return tensor.view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)[index]
         return tensor.numpy()[index]

@@ -15,7 +15,7 @@ ALIGNMENT = 64
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot become the model it should be. `faults` lists every reason found."""
+    """A checkpoint does not fit its model, or its files are damaged. `faults` lists every reason found."""
 
     def __init__(self, source: object, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -23,19 +23,16 @@ class CheckpointError(ValueError):
 
 
 class Parameters(Protocol):
-    """Parameters by their dotted paths, of which any part can be read: in memory, or of a checkpoint."""
+    """Parameters by their dotted paths, in memory or in a checkpoint. Any part of them can be read."""
 
     def shapes(self) -> Mapping[str, Shape]:
         """The shape of every parameter."""
-        ...
 
     def dtypes(self) -> Mapping[str, np.dtype]:
         """The dtype of every parameter."""
-        ...
 
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
         """The part `index` of a parameter, cast to `dtype`."""
-        ...
 
 
 class StoredParameters(Parameters, Protocol):
@@ -43,11 +40,10 @@ class StoredParameters(Parameters, Protocol):
 
     def restore(self, dtype: np.dtype, shardings: Mapping[str, NamedSharding]) -> Iterator[tuple[str, jax.Array]]:
         """The parameters, cast to `dtype`, by their dotted paths. Each device reads its part."""
-        ...
 
 
 class ArrayParameters:
-    """Parameters in memory. Only the part that is read comes to the host."""
+    """Parameters in memory. Only the part that is read is copied to the host."""
 
     def __init__(self, arrays: Mapping[str, jax.Array]) -> None:
         self._arrays = arrays
@@ -60,6 +56,11 @@ class ArrayParameters:
 
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
         return np.asarray(self._arrays[path][index]).astype(dtype, copy=False)
+
+
+def largest_dtype(params: Parameters) -> np.dtype:
+    """The dtype of a parameter, the largest one where they differ."""
+    return max(params.dtypes().values(), key=lambda dtype: dtype.itemsize)
 
 
 def parameters_of(module: nnx.Module) -> dict[str, nnx.Variable]:
@@ -78,15 +79,8 @@ def stacked_in(module: nnx.Module) -> set[str]:
 
 
 def shape_faults(found: Mapping[str, Shape], wanted: Mapping[str, Shape], what: str) -> list[str]:
-    """Compare the arrays of a checkpoint with those that its model has.
-
-    Args:
-        found: names and shapes in the checkpoint.
-        wanted: names and shapes in the model.
-        what: they are, "tensor" or "parameter".
-
-    Returns:
-        A line for each one that is missing, left over or has another shape.
+    """A line for each array that is missing, left over or of another shape than the model wants; `what` is "tensor" or
+    "parameter".
     """
     faults = [f"{what} {name} is missing" for name in wanted if name not in found]
     for name, shape in found.items():
@@ -98,8 +92,8 @@ def shape_faults(found: Mapping[str, Shape], wanted: Mapping[str, Shape], what: 
 
 
 def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """An array whose numbers are not set, at an address that is a multiple of 64: the CPU backend of JAX takes such
-    arrays as they are, and copies all others."""
+    """An uninitialised array at an address that is a multiple of 64: the CPU backend of JAX takes such arrays as they
+    are, and copies all others."""
     size = math.prod(shape) * dtype.itemsize
     buffer = np.empty(size + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
@@ -107,7 +101,7 @@ def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 
 def groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Names in their order, in groups of at most `limit` bytes, and of one where that has more."""
+    """Names in their order, in groups of at most `limit` bytes. A name with more bytes has a group of its own."""
     group: list[str] = []
     filled = 0
     for name, size in sizes.items():
@@ -122,13 +116,7 @@ def groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
 def load_arrays(
     source: StoredParameters, dtype: np.dtype, shardings: Mapping[str, NamedSharding]
 ) -> dict[str, jax.Array]:
-    """Read the parameters of a checkpoint onto devices.
-
-    Args:
-        source: the checkpoint.
-        dtype: of the arrays.
-        shardings: where each parameter goes, by its dotted path.
-    """
+    """Read the parameters of a checkpoint onto devices, cast to `dtype`, each with its sharding."""
     arrays: dict[str, jax.Array] = {}
     before: jax.Array | None = None
     for path, array in source.restore(dtype, shardings):
@@ -139,12 +127,8 @@ def load_arrays(
 
 
 def place(shape: Shape, sharding: NamedSharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
-    """An array of which each distinct part is read once and put onto all its devices.
-
-    Args:
-        shape: of the whole.
-        sharding: where its parts go.
-        read: gives the part that an index (a slice for each axis) asks for.
+    """An array on devices. Each distinct part is read once, by an index with a slice for each axis, and put onto all
+    of its devices.
     """
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():

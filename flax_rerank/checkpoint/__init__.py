@@ -4,11 +4,10 @@ config.json         format version, kind of reranker, its settings, and the sour
 params/             the parameters, an orbax tree
 manifest.json       where they came from, and the sha256 of every other file
 tokenizer.json      and the other tokenizer files, as the source had them
-kept.safetensors    only if asked for: tensors of the source of which the model has but one row, as the source had them
+kept.safetensors    only if asked for: the source's matrices of which the model has one or two rows
 """
 
 from flax_rerank.checkpoint.folder import (
-    FORMAT,
     FORMAT_VERSION,
     KEPT,
     PARAMS,
@@ -17,26 +16,20 @@ from flax_rerank.checkpoint.folder import (
     refuse_existing,
     require_known_format,
 )
-from flax_rerank.checkpoint.manifest import describe_source, file_hashes, read_manifest, read_source, verify_manifest
+from flax_rerank.checkpoint.manifest import MANIFEST, read_manifest, verify_manifest
 from flax_rerank.checkpoint.params import StoredParams, open_params
-from flax_rerank.checkpoint.saving import Contents, write
 
 __all__ = [
-    "FORMAT",
     "FORMAT_VERSION",
     "KEPT",
+    "MANIFEST",
     "PARAMS",
-    "Contents",
     "StoredParams",
-    "describe_source",
-    "file_hashes",
     "is_flax_config",
     "new_folder",
     "open_params",
     "read_manifest",
-    "read_source",
     "refuse_existing",
     "require_known_format",
     "verify_manifest",
-    "write",
 ]

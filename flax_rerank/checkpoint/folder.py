@@ -1,4 +1,4 @@
-"""The folder of a Flax checkpoint: which one it is, which may be replaced, and that it appears whole or not at all."""
+"""The folder of a Flax checkpoint: its format, and that it appears whole or not at all."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,14 @@ def require_known_format(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise FileExistsError if `path` is there and may not be replaced: only an empty folder or a Flax checkpoint may,
-    and that only with `overwrite`."""
+    """Raise FileExistsError if `path` exists and may not be replaced. With `overwrite`, an empty folder or a Flax
+    checkpoint may be."""
     if not path.exists():
         return
     if not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite (--overwrite) to replace it")
     if not path.is_dir() or (any(path.iterdir()) and not (path / PARAMS).is_dir()):
-        raise FileExistsError(f"{path} is no Flax checkpoint, so it is not overwritten; move it away first")
+        raise FileExistsError(f"{path} is not a Flax checkpoint, so it is not overwritten; move it away first")
 
 
 @contextmanager
@@ -56,56 +56,60 @@ def new_folder(
     needed_bytes: int = 0,
     refuse: Callable[[Path, bool], None] = refuse_existing,
 ) -> Iterator[Path]:
-    """A hidden folder beside `path`, to be filled; it becomes `path` when all went well, and is removed when not.
-
-    What a process that was killed left of such a folder is removed here, too; a checkpoint that it was about to
-    replace gets its place again.
-
-    Args:
-        path: the folder to make.
-        overwrite: replace a folder that is there.
-        needed_bytes: what will be written, about.
-        refuse: raises for a folder that may not be replaced.
+    """A hidden folder beside `path` to write about `needed_bytes` to. It becomes `path` if all goes well, and is
+    removed if not. What a killed process left is removed, and a checkpoint that it was about to replace is put back.
 
     Raises:
-        FileExistsError: the folder is there and may not be replaced.
-        OSError: the disk has less room than `needed_bytes`, or its parent cannot be written to.
+        FileExistsError: from `refuse`, if `path` exists and may not be replaced.
+        OSError: the disk has too little room, or the parent cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.partial-"
-    for left in path.parent.glob(f"{prefix}*"):
-        with _locked(left) as abandoned:
-            if abandoned:
-                _put_back(left, path)
-                _remove(left)
-    refuse(path, overwrite)
-    free = shutil.disk_usage(path.parent).free
-    if free < needed_bytes:
-        reason = f"No space left on device: {needed_bytes:,} bytes are needed, {free:,} are free"
-        raise OSError(errno.ENOSPC, reason, str(path))
-    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
-    with _locked(partial):
+    parent, prefix = path.parent, f".{path.name}.partial-"
+    parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        # While one process has the lock of the parent, no other one takes its new folder for one that was left.
+        with _locked(parent, wait=True):
+            for left in [entry for entry in parent.iterdir() if entry.name.startswith(prefix)]:
+                with _locked(left) as abandoned:
+                    if abandoned:
+                        _put_back(left, path)
+                        _remove(left)
+            refuse(path, overwrite)
+            free = shutil.disk_usage(parent).free
+            if free < needed_bytes:
+                reason = f"No space left on device: {needed_bytes:,} bytes are needed, {free:,} are free"
+                raise OSError(errno.ENOSPC, reason, str(path))
+            partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            stack.enter_context(_locked(partial))
         new = partial / NEW
         new.mkdir()
         try:
-            yield new
-            if path.exists():
-                os.replace(path, partial / OLD)
-            os.replace(new, path)
-            sync(path.parent)
-        except OSError as error:
-            file = Path(error.filename or new)
-            if not file.is_relative_to(new):
-                raise
-            # By the name that the file would have had.
-            raise OSError(error.errno, error.strerror or str(error), str(path / file.relative_to(new))) from error
+            with _named_as_in(path, new):
+                yield new
+            with _locked(parent, wait=True):
+                refuse(path, overwrite)  # another process may have made it by now
+                if path.exists():
+                    os.replace(path, partial / OLD)
+                os.replace(new, path)
+                sync(parent)
         finally:
             _put_back(partial, path)
             _remove(partial)
 
 
+@contextmanager
+def _named_as_in(path: Path, new: Path) -> Iterator[None]:
+    """An OSError of a file in `new` gets the name that the file would have had in `path`."""
+    try:
+        yield
+    except OSError as error:
+        file = Path(error.filename or new)
+        if not file.is_relative_to(new):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path / file.relative_to(new))) from error
+
+
 def _put_back(partial: Path, path: Path) -> None:
-    """Give the old folder its place again, if the new one has not taken it."""
+    """Move the old folder back to its place, if the new one has not taken it."""
     if (partial / OLD).exists() and not path.exists():
         os.replace(partial / OLD, path)
 
@@ -113,9 +117,8 @@ def _put_back(partial: Path, path: Path) -> None:
 def _remove(partial: Path) -> None:
     """Remove what is left, config.json first: at no time is there half a checkpoint that has one.
 
-    After a write that failed, orbax may go on with others for a moment. What cannot be removed at all is no
-    error, which would hide the one that led here: it is no checkpoint, and the next conversion to the same place
-    removes it.
+    After a failed write, orbax may go on with others for a moment. A folder that cannot be removed is not an error,
+    which would hide the first one: it is not a checkpoint, and the next conversion to `path` removes it.
     """
     for name in (NEW, OLD):
         (partial / name / "config.json").unlink(missing_ok=True)
@@ -136,7 +139,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+def _locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
     """Whether this process alone has the folder; the lock ends with the process, however it ends."""
     import fcntl  # not on Windows, where checkpoints can be loaded nevertheless
 
@@ -147,7 +150,7 @@ def _locked(folder: Path) -> Iterator[bool]:
         return
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             yield False
         else:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,51 +11,38 @@ from typing import Any
 from flax_rerank.params import CheckpointError
 
 MANIFEST = "manifest.json"
-BLOCK = 1 << 22
 THREADS = min(4, os.cpu_count() or 1)
 
 
-def file_hashes(
-    files: Iterable[Path], on_bytes: Callable[[int], None] = lambda count: None, threads: int = THREADS
-) -> dict[Path, str]:
-    """The sha256 of files.
+def sha256(file: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
-    Args:
-        files: to read.
-        on_bytes: is told how many bytes were read.
-        threads: files that are read at a time.
-    """
 
-    def digest(file: Path) -> str:
-        state = hashlib.sha256()
-        block = bytearray(BLOCK)
-        with file.open("rb", buffering=0) as stream:
-            while count := stream.readinto(block):
-                state.update(memoryview(block)[:count])
-                on_bytes(count)
-        return state.hexdigest()
-
+def file_hashes(files: Iterable[Path], on_bytes: Callable[[int], object] = lambda count: None) -> dict[Path, str]:
+    """The sha256 of files, a few at a time. `on_bytes` gets the size of each file that was read."""
     files = list(files)
-    with ThreadPoolExecutor(threads) as pool:
-        return dict(zip(files, pool.map(digest, files), strict=True))
+    hashes: dict[Path, str] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for file, digest in zip(files, pool.map(sha256, files), strict=True):
+            hashes[file] = digest
+            on_bytes(file.stat().st_size)
+    return hashes
 
 
-def files_in(folder: Path) -> list[Path]:
-    """All files in a checkpoint that the manifest is to list."""
-    return sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MANIFEST)
+def files_in(folder: Path) -> dict[str, Path]:
+    """All files of a checkpoint that the manifest lists, by their paths in it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MANIFEST)
+    return {file.relative_to(folder).as_posix(): file for file in files}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a Flax checkpoint.
-
-    Returns:
-        `source` (name, revision, and the sha256 of each file, or null where these were not recorded), `dtype`, `date`
-        (UTC), `converter`, and of every other file of the folder, by its path in it, the sha256 in `files` and the
-        bytes in `sizes`.
+    """The manifest of a Flax checkpoint: `source` (name, revision, and the sha256 of its files or null), `dtype`,
+    `date` (UTC), `converter`, and of every other file, by its path, the sha256 in `files` and the bytes in `sizes`.
 
     Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is none.
+        FileNotFoundError, CheckpointError: the manifest is missing or damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -69,27 +56,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_manifest(
-    folder: Path, on_bytes: Callable[[int], None] = lambda count: None, *, within: str = "", limit: int | None = None
-) -> list[str]:
-    """Compare the files of a Flax checkpoint with its manifest.
+def verify_manifest(folder: Path, *, within: str = "", limit: int | None = None) -> list[str]:
+    """What is wrong with the files of a Flax checkpoint according to its manifest; empty when all is well.
 
-    Args:
-        folder: the checkpoint.
-        on_bytes: is told how many bytes were read.
-        within: only the files whose paths begin so.
-        limit: bytes of a file from which on its size alone is compared; files that are not listed may then be there.
-
-    Returns:
-        What is wrong, file by file; empty when all is well.
+    Only paths that begin with `within` are compared. Of files of `limit` bytes and more only the size is compared, and
+    files that are not listed are accepted.
 
     Raises:
         As `read_manifest`.
     """
-    manifest = read_manifest(folder)
+    manifest, there = read_manifest(folder), files_in(folder)
     listed = {name: digest for name, digest in manifest["files"].items() if name.startswith(within)}
     sizes = manifest.get("sizes", {})  # not in format 2
-    there = {file.relative_to(folder).as_posix(): file for file in files_in(folder)}
     faults = [f"{name} is missing" for name in listed if name not in there]
     if limit is None:
         faults += [f"{name} is not in {MANIFEST}" for name in there if name not in listed]
@@ -100,27 +78,20 @@ def verify_manifest(
             faults.append(f"{name} is damaged: it has {size:,} bytes, {MANIFEST} has {sizes[name]:,}")
         elif limit is None or size < limit:
             compared[there[name]] = name
-    for file, digest in file_hashes(compared, on_bytes).items():
+    for file, digest in file_hashes(compared).items():
         name = compared[file]
         if digest != listed[name]:
             faults.append(f"{name} is damaged: its sha256 is {digest}, {MANIFEST} has {listed[name]}")
     return faults
 
 
-def describe_source(name: str, folder: Path) -> dict[str, Any]:
-    """What the manifest says about a source whose files were not read for their sha256.
-
-    Args:
-        name: what the source was asked for by; of a path, the last part is kept.
-        folder: where it lies, which for a snapshot from the hub says its revision.
+def describe_source(name: str, folder: Path, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The manifest's entry for a source. Of a path, the last part is its name; the folder of a snapshot from the hub
+    tells repository and revision. `hashes` are the sha256 of its files, if they were read.
     """
+    revision = None
     if folder.parent.name == "snapshots":
-        repository = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-        return {"name": repository, "revision": folder.name, "files": None}
-    path = Path(name).expanduser()
-    return {"name": path.resolve().name if path.is_dir() else name, "revision": None, "files": None}
-
-
-def read_source(folder: Path) -> dict[str, Any] | None:
-    """What the manifest of a Flax checkpoint says about its source; None if it has lost its manifest."""
-    return read_manifest(folder)["source"] if (folder / MANIFEST).is_file() else None
+        name, revision = folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
+    elif Path(name).expanduser().is_dir():
+        name = Path(name).expanduser().resolve().name
+    return {"name": name, "revision": revision, "files": hashes}

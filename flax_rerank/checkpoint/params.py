@@ -32,16 +32,10 @@ def write_params(
     params: Parameters,
     dtype: np.dtype,
     stacked: set[str],
-    on_bytes: Callable[[int], None] = lambda count: None,
+    on_bytes: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Write an orbax tree. A few leaves are in memory at a time.
-
-    Args:
-        folder: to be made.
-        params: are read leaf by leaf.
-        dtype: that they are written in.
-        stacked: the paths of those whose first axis counts layers.
-        on_bytes: is told how many bytes were written.
+    """Write an orbax tree of parameters in `dtype`; `stacked` are the paths whose first axis counts layers. A few
+    leaves are in memory at a time. `on_bytes` gets the bytes of each group that was written.
 
     Raises:
         OSError: orbax could not write.
@@ -55,10 +49,7 @@ def write_params(
 
     def read(name: str) -> np.ndarray:
         path, layer, _ = leaves[name]
-        if layer is None:
-            return params.read(path, dtype)
-        rest = (slice(None),) * (len(params.shapes()[path]) - 1)
-        return params.read(path, dtype, (slice(layer, layer + 1), *rest))[0]
+        return params.read(path, dtype) if layer is None else params.read(path, dtype, (slice(layer, layer + 1),))[0]
 
     def write(group: dict[str, np.ndarray]) -> None:
         with _orbax() as ocp, _written(folder):
@@ -66,20 +57,18 @@ def write_params(
         on_bytes(sum(array.nbytes for array in group.values()))
 
     with ThreadPoolExecutor(1) as pool:  # after an error, too, it ends when nothing is written any more
-        writing: Future[None] | None = None
+        writing: Future[None] = pool.submit(lambda: None)
         for names in groups({name: nbytes for name, (_, _, nbytes) in leaves.items()}, GROUP_BYTES):
             group = {name: read(name) for name in names}
-            if writing is not None:
-                writing.result()
-            writing = pool.submit(write, group)
-        if writing is not None:
             writing.result()
+            writing = pool.submit(write, group)
+        writing.result()
     with _orbax() as ocp, _written(folder):
         ocp.partial.finalize(folder.resolve())
 
 
 def open_params(folder: Path, module: nnx.Module) -> "StoredParams":
-    """The parameters of the Flax checkpoint in `folder`, which are those of an abstract module.
+    """The parameters of the Flax checkpoint in `folder`, compared with those of an abstract module.
 
     Raises:
         FileNotFoundError: the parameters are missing.
@@ -93,23 +82,17 @@ def open_params(folder: Path, module: nnx.Module) -> "StoredParams":
 
 
 class StoredParams:
-    """The parameters in the orbax folder of a Flax checkpoint, of which any part can be read.
-
-    Those of format 2, in which a stacked parameter is one leaf, are read as well.
-
-    Args:
-        folder: the orbax folder.
+    """The parameters in the orbax folder of a Flax checkpoint, of format 3 or 2. Any part of them can be read.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        CheckpointError: it holds no tree that can be read.
+        FileNotFoundError, CheckpointError: the folder is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(f"no weights in {folder.parent}: looked for {folder.name}/")
         if (folder.parent / MANIFEST).is_file():
-            # Where several reads fail, orbax leaves some of them running, which complain on stderr.
+            # Damage is found here first: if several reads fail, orbax leaves some running, which complain on stderr.
             faults = verify_manifest(folder.parent, within=f"{folder.name}/", limit=SMALL)
             if faults:
                 raise CheckpointError(folder.parent, faults)
@@ -140,8 +123,8 @@ class StoredParams:
         return {path: np.dtype(self._leaves[names[0]].dtype) for path, names in self._names.items()}
 
     def read(self, path: str, dtype: np.dtype, index: Index = ()) -> np.ndarray:
-        """The part `index` of a parameter, cast to `dtype`. A stacked one is read layer by layer, and the whole layer
-        with it: its other parameters are asked for next."""
+        """The part `index` of a parameter, cast to `dtype`. With a layer of a stacked parameter, those of all others
+        are read: they are asked for next."""
         names = self._names[path]
         if names == [path]:
             return self._load({path: np.empty(0, dtype)})[path][index]
@@ -191,7 +174,7 @@ class StoredParams:
             with _orbax() as ocp:
                 yield ocp
         except Exception as error:
-            # Of what it cannot read, orbax raises Exception itself.
+            # For what it cannot read, orbax raises Exception itself.
             if type(error) is Exception or isinstance(error, ValueError | OSError):
                 raise self._damaged(what, str(error.__cause__ or error)[:600]) from error
             raise
@@ -212,7 +195,7 @@ def _put_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Arra
 
 @contextmanager
 def _written(folder: Path) -> Iterator[None]:
-    """Orbax raises ValueError for what the disk refuses."""
+    """A ValueError of orbax, which it raises if the disk refuses a write, becomes an OSError."""
     try:
         yield
     except ValueError as error:
@@ -221,7 +204,7 @@ def _written(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _orbax() -> Iterator[Any]:
-    """Orbax, and how it is to write and read."""
+    """Orbax, with options for writing and reading."""
     import orbax.checkpoint.experimental.v1 as ocp
 
     def storage(path: Any, array: np.ndarray) -> Any:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flax_rerank.cli.loading import add_model_class, add_settings, given_settings, naming_options
-from flax_rerank.conversion import convert
-from flax_rerank.export import export_checkpoint
-from flax_rerank.verification import Check, verify
+from flax_rerank.conversion import convert, export_checkpoint
+from flax_rerank.conversion.check import Check
+from flax_rerank.conversion.verify import verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,30 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     add_model_class(parser)
     add_settings(parser, lambda field: field.name in ("dtype", "peft_path", "cache_dir"))
-    group = parser.add_argument_group("settings of the model", "Kept in OUT, for all who load it.")
+    group = parser.add_argument_group("settings of the model", "OUT keeps them for everyone who loads it.")
     add_settings(group, lambda field: field.metadata["kept"])
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and say what was written. The exit code is 1 if `--verify` finds that OUT is not SOURCE.
+    """Convert, and print what was written. The exit code is 1 if `--verify` finds that OUT differs from SOURCE.
 
     Raises:
         ValueError: an option of the other direction, or one that the reranker's class does not have.
         And as `flax_rerank.conversion.convert` and `export_checkpoint`.
     """
-    show_progress_bar = not args.no_progress and sys.stderr.isatty()
+    options = {"overwrite": args.overwrite, "show_progress_bar": not args.no_progress and sys.stderr.isatty()}
     given = given_settings(args)
     if args.to == "pytorch":
-        return _to_pytorch(args, given, show_progress_bar)
+        return _to_pytorch(args, given, options)
     with naming_options(args.source):
         done = convert(
-            args.source,
-            args.out,
-            model_class=args.model_class,
-            keep_head=args.keep_head,
-            overwrite=args.overwrite,
-            show_progress_bar=show_progress_bar,
-            **given,
+            args.source, args.out, model_class=args.model_class, keep_head=args.keep_head, **options, **given
         )
     print(
         f"{args.out}: {done.reranker}, {done.parameters:,} parameters in {done.dtype.name}, {done.bytes:,} bytes, "
@@ -59,39 +53,30 @@ def run(args: argparse.Namespace) -> int:
     )
     if not args.verify:
         return 0
-    checks = verify(done.folder, args.out, done.adapter)
+    assert done.spec.folder is not None  # it was converted
+    checks = verify(done.spec.folder, args.out, done.spec.adapter)
     print(table(checks))
     return 1 if any(check.faults for check in checks) else 0
 
 
+def _to_pytorch(args: argparse.Namespace, given: Mapping[str, Any], options: Mapping[str, bool]) -> int:
+    wrong = [name for name in given if name != "dtype"]
+    wrong += [name for name in ("model_class", "keep_head", "verify") if vars(args)[name]]
+    if wrong:
+        raise ValueError(f"--{wrong[0].replace('_', '-')} is not an option for --to pytorch")
+    started = time.perf_counter()
+    dtype = export_checkpoint(Path(args.source).expanduser(), args.out, dtype=given.get("dtype"), **options)
+    size = sum(file.stat().st_size for file in args.out.glob("*.safetensors"))
+    print(f"{args.out}: tensors in {dtype.name}, {size:,} bytes, {time.perf_counter() - started:.1f} s")
+    return 0
+
+
 def table(checks: Sequence[Check]) -> str:
     """What was compared, line by line, and under it every fault."""
-    rows = [("", "count", "bytes", "largest difference", "verdict")]
+    lines = [f"{'':8}{'count':>8}{'bytes':>18}  largest difference  verdict"]
     for check in checks:
         size = "" if check.bytes is None else f"{check.bytes:,}"
         difference = "" if check.largest_difference is None else f"{check.largest_difference:.3g}"
         verdict = check.verdict if check.skipped is None else f"{check.verdict}: {check.skipped}"
-        rows.append((check.what, f"{check.count:,}", size, difference, verdict))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)) for row in rows]
-    lines = [f"{line}  {row[-1]}" for line, row in zip(lines, rows, strict=True)]
+        lines.append(f"{check.what:8}{check.count:>8,}{size:>18}{difference:>20}  {verdict}")
     return "\n".join([*lines, *(f"  - {fault}" for check in checks for fault in check.faults)])
-
-
-def _to_pytorch(args: argparse.Namespace, given: Mapping[str, Any], show_progress_bar: bool) -> int:
-    wrong = [name for name in given if name != "dtype"] + [
-        name for name in ("model_class", "keep_head", "verify") if vars(args)[name]
-    ]
-    if wrong:
-        raise ValueError(f"--{wrong[0].replace('_', '-')} is not an option for --to pytorch")
-    started = time.perf_counter()
-    dtype = export_checkpoint(
-        Path(args.source).expanduser(),
-        args.out,
-        dtype=given.get("dtype"),
-        overwrite=args.overwrite,
-        show_progress_bar=show_progress_bar,
-    )
-    size = sum(file.stat().st_size for file in args.out.glob("*.safetensors"))
-    print(f"{args.out}: tensors in {dtype.name}, {size:,} bytes, {time.perf_counter() - started:.1f} s")
-    return 0

@@ -1,11 +1,11 @@
-"""Say what a checkpoint folder is, and whether it would load."""
+"""Print what a checkpoint folder is, and whether it would load."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from flax_rerank.inspection import inspect_folder
+from flax_rerank.conversion.inspect import inspect_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +19,8 @@ def run(args: argparse.Namespace) -> int:
     """Print what was found. The exit code is 0 if the checkpoint would load, 1 if not.
 
     Raises:
-        FileNotFoundError: PATH is no folder.
-        ValueError: --check for what is no Flax checkpoint.
+        FileNotFoundError: PATH is not a folder.
+        ValueError: --check for a folder that is not a Flax checkpoint.
     """
     found = inspect_folder(args.path, check=args.check)
     if args.json:

@@ -17,6 +17,7 @@ from flax_rerank.dtypes import DTypes, choose_dtype
 from flax_rerank.params import load_arrays, with_params
 from flax_rerank.rerankers.call import Call, resolve
 from flax_rerank.rerankers.prepared import Prepared, RerankOutput
+from flax_rerank.saving import save, save_pretrained
 from flax_rerank.scoring import Scorer
 from flax_rerank.settings import RerankerModelClass, Settings
 from flax_rerank.sharding import make_mesh, parameter_shardings
@@ -236,8 +237,6 @@ class AbsReranker(ABC):
             FileExistsError: `path` is there and `overwrite` is False.
             OSError: the disk is full, or `path` cannot be written to.
         """
-        from flax_rerank.saving import save
-
         save(Path(path), self.spec, self.settings, self._module, self.params, overwrite=overwrite)
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -252,8 +251,6 @@ class AbsReranker(ABC):
             ValueError: the model has one row of an untied head, and was not loaded from a Flax checkpoint that was
                 converted with --keep-head.
         """
-        from flax_rerank.saving import save_pretrained
-
         save_pretrained(Path(path), self.spec, self.params, overwrite=overwrite)
 
     def _compute_score(self, sentence_pairs: Pairs, overrides: Mapping[str, Any]) -> list[Any]:

@@ -97,7 +97,7 @@ def test_a_tensor_that_two_rules_take_is_named(folder, monkeypatch):
         BERT, rules=lambda *known: (*BERT.rules(*known), Rule("classifier.bias", "head.dense.bias"))
     )
     monkeypatch.setattr(load, "FAMILIES", (doubled,))
-    assert "tensor classifier.bias is taken by two rules" in faults_of(folder)
+    assert "tensor classifier.bias is used by 2 rules" in faults_of(folder)
 
 
 def test_every_fault_of_a_checkpoint_stands_in_one_error(folder):

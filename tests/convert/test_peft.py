@@ -218,7 +218,7 @@ def test_scores_are_those_of_a_checkpoint_with_the_merged_weights(base, tmp_path
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights = 'pissa_niter_16' is not supported"),
         ({"layer_replication": [[0, 1], [0, 2]]}, r"layer_replication = \[\[0, 1\], \[0, 2\]\] is not supported"),
         ({"trainable_token_indices": [5]}, r"trainable_token_indices = \[5\] is not supported"),
-        ({"use_new_kind": True}, "use_new_kind = True is not understood"),
+        ({"use_new_kind": True}, "use_new_kind = True is not supported"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -44,5 +44,5 @@ def test_a_head_whose_tokens_are_not_known_fits_and_cannot_be_read():
 
 
 def test_rows_of_a_larger_matrix_cannot_be_given_back():
-    with pytest.raises(ValueError, match=r"only row \(4, 1\) of 5 was kept"):
+    with pytest.raises(ValueError, match=r"the model has only row \(4, 1\) of 5"):
         Row((4, 1), 5).to_torch(MATRIX[[4, 1]])

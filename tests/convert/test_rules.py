@@ -9,9 +9,9 @@ from jax.sharding import SingleDeviceSharding
 from reference_cases import CASES, open_torch
 from safetensors.numpy import load_file, save_file
 
-from flax_rerank.convert.rules import IDENTITY, TRANSPOSE, Row, Rule, assign, fill, layer_norm, linear
-from flax_rerank.export import TorchTensors
+from flax_rerank.convert.rules import IDENTITY, TRANSPOSE, Row, Rule, assign, assignments, fill, layer_norm, linear
 from flax_rerank.params import ArrayParameters, load_arrays
+from flax_rerank.saving.hugging_face import TorchTensors
 from flax_rerank.spec import open_spec
 
 ENCODERS = ("encoder-bert", "encoder-xlmr")
@@ -51,40 +51,33 @@ def test_what_is_no_layer_number_does_not_match(number):
     assert faults == [f"tensor layer.{number}.dense.bias [3] is left over"]
 
 
-def test_the_shape_in_pytorch_has_neither_layer_axis_nor_slots_and_is_transposed():
-    kernel, bias = linear("l.{i}.q", "l.qkv", slot=1)
-    assert kernel.tensor_shape((6, 4, 3, 8)) == (8, 4)
-    assert bias.tensor_shape((6, 3, 8)) == (8,)
-    assert linear("l.{i}.o", "l.o")[0].tensor_shape((6, 4, 8)) == (8, 4)
-    assert linear("o", "o")[0].tensor_shape((4, 8)) == (8, 4)
-    assert Rule("e", "e").tensor_shape((5, 4)) == (5, 4)
-    assert Rule("e", "e", Row(2, 9)).tensor_shape((4,)) == (9, 4)
+def test_the_shape_in_pytorch_has_no_layer_axis_and_is_transposed():
+    def shape_of(rule, shape):
+        return assignments([rule], {rule.flax: shape})[-1].shape
+
+    kernel, bias = linear("l.{i}.q", "l.q")
+    assert shape_of(kernel, (6, 4, 8)) == (8, 4)
+    assert shape_of(bias, (6, 8)) == (8,)
+    assert shape_of(linear("o", "o")[0], (4, 8)) == (8, 4)
+    assert shape_of(Rule("e", "e"), (5, 4)) == (5, 4)
+    assert shape_of(Rule("e", "e", Row(2, 9)), (4,)) == (9, 4)
 
 
 def test_a_linear_layer_without_bias_has_no_rule_for_one():
     assert [rule.torch for rule in linear("a", "b", use_bias=False)] == ["a.weight"]
 
 
-def test_slots_of_stacked_layers_hold_the_transposed_tensors():
-    rules = [rule for slot, part in enumerate("qkv") for rule in linear(f"l.{{i}}.{part}", "l.qkv", slot=slot)]
-    tensors = {
-        f"l.{i}.{part}.weight": numbers(4, 3, start=100 * i + 20 * slot)
-        for i in (0, 1)
-        for slot, part in enumerate("qkv")
-    }
-    tensors |= {f"l.{i}.{part}.bias": numbers(4, start=i + ord(part)) for i in (0, 1) for part in "qkv"}
-    params = {"l.qkv.kernel": (2, 3, 3, 4), "l.qkv.bias": (2, 3, 4)}
+def test_stacked_layers_hold_the_transposed_tensors():
+    tensors = {f"l.{i}.q.weight": numbers(4, 3, start=100 * i) for i in (0, 1)}
+    tensors |= {f"l.{i}.q.bias": numbers(4, start=i) for i in (0, 1)}
+    params = {"l.q.kernel": (2, 3, 4), "l.q.bias": (2, 4)}
     source = Tensors(tensors)
-    assignments, faults = assign(source.shapes(), params, rules)
+    assignments, faults = assign(source.shapes(), params, linear("l.{i}.q", "l.q"))
     assert faults == []
-    kernel = fill(source, assignments["l.qkv.kernel"], params["l.qkv.kernel"], np.dtype(np.float32))
-    bias = fill(source, assignments["l.qkv.bias"], params["l.qkv.bias"], np.dtype(np.float32))
+    kernel, bias = (fill(source, assignments[path], params[path], np.dtype(np.float32)) for path in params)
     for i in (0, 1):
-        for slot, part in enumerate("qkv"):
-            for row in range(4):
-                for column in range(3):
-                    assert kernel[i, column, slot, row] == tensors[f"l.{i}.{part}.weight"][row, column]
-                assert bias[i, slot, row] == tensors[f"l.{i}.{part}.bias"][row]
+        np.testing.assert_array_equal(kernel[i], tensors[f"l.{i}.q.weight"].T)
+        np.testing.assert_array_equal(bias[i], tensors[f"l.{i}.q.bias"])
 
 
 def test_the_order_of_tensors_in_the_file_does_not_matter():
@@ -106,16 +99,15 @@ def test_filling_casts_to_the_dtype_asked_for():
 
 
 def test_a_part_of_a_parameter_is_that_part_of_the_whole_and_little_more_is_read():
-    rules = [rule for slot, part in enumerate("qkv") for rule in linear(f"l.{{i}}.{part}", "l.qkv", slot=slot)]
-    tensors = {f"l.{i}.{part}.weight": numbers(150, 6, start=1000 * i + ord(part)) for i in range(4) for part in "qkv"}
-    tensors |= {f"l.{i}.{part}.bias": numbers(150, start=i + ord(part)) for i in range(4) for part in "qkv"}
-    shapes = {"l.qkv.kernel": (4, 6, 3, 150), "l.qkv.bias": (4, 3, 150)}
+    tensors = {f"l.{i}.q.weight": numbers(150, 6, start=1000 * i) for i in range(4)}
+    tensors |= {f"l.{i}.q.bias": numbers(150, start=i) for i in range(4)}
+    shapes = {"l.q.kernel": (4, 6, 150), "l.q.bias": (4, 150)}
     source = Tensors(tensors)
-    assignments, _ = assign(source.shapes(), shapes, rules)
+    assignments, _ = assign(source.shapes(), shapes, linear("l.{i}.q", "l.q"))
     for path, index in (
-        ("l.qkv.kernel", (slice(1, 3), slice(2, 5), slice(1, 2), slice(70, 140))),
-        ("l.qkv.kernel", (slice(3, None), slice(None), slice(None), slice(140, 150))),
-        ("l.qkv.bias", (slice(0, 1), slice(0, 3), slice(7, 9))),
+        ("l.q.kernel", (slice(1, 3), slice(2, 5), slice(70, 140))),
+        ("l.q.kernel", (slice(3, None), slice(None), slice(140, 150))),
+        ("l.q.bias", (slice(0, 1), slice(7, 9))),
     ):
         for dtype in (np.dtype(np.float32), np.dtype("bfloat16")):
             source.sizes.clear()
@@ -201,12 +193,12 @@ def test_a_layer_too_many_is_a_fault():
 
 def test_a_tensor_that_two_rules_take_is_a_fault():
     faults = faults_of(params=PARAMS | {"other": (4,)}, rules=(*RULES, Rule("norm.bias", "other")))
-    assert faults == ["tensor norm.bias is taken by two rules"]
+    assert faults == ["tensor norm.bias is used by 2 rules"]
 
 
 def test_a_parameter_that_two_rules_fill_is_a_fault():
     faults = faults_of(TENSORS | {"norm.gamma": (4,)}, rules=(*RULES, Rule("norm.gamma", "norm.scale")))
-    assert faults == ["parameter norm.scale [4] has rules for the slots [None, None]"]
+    assert faults == ["parameter norm.scale [4] is filled by 2 rules instead of one"]
 
 
 def test_a_tensor_for_a_parameter_that_the_model_has_not_is_a_fault():
@@ -214,15 +206,7 @@ def test_a_tensor_for_a_parameter_that_the_model_has_not_is_a_fault():
 
 
 def test_a_parameter_without_a_rule_is_a_fault():
-    assert faults_of(params=PARAMS | {"extra": (2,)}) == ["parameter extra [2] has no rule"]
-
-
-def test_a_slot_without_a_rule_is_a_fault():
-    rules = [rule for slot in (0, 1) for rule in linear(f"p{slot}", "p", use_bias=False, slot=slot)]
-    tensors = {"p0.weight": (5, 4), "p1.weight": (5, 4)}
-    assert faults_of(tensors, {"p.kernel": (4, 2, 5)}, rules) == []
-    faults = faults_of(tensors, {"p.kernel": (4, 3, 5)}, rules)
-    assert faults == ["parameter p.kernel [4, 3, 5] has rules for the slots [0, 1]"]
+    assert faults_of(params=PARAMS | {"extra": (2,)}) == ["parameter extra [2] is filled by 0 rules instead of one"]
 
 
 def test_an_ignored_name_is_ignored_whole_only():
@@ -240,8 +224,8 @@ def test_all_faults_are_found_at_once():
         rules=(*RULES, Rule("norm.bias", "other")),
     )
     assert faults == [
-        "tensor norm.bias is taken by two rules",
-        "parameter extra [2] has no rule",
+        "tensor norm.bias is used by 2 rules",
+        "parameter extra [2] is filled by 0 rules instead of one",
         "tensor norm.weight is missing",
         "tensor layer.1.dense.weight is missing",
         "tensor layer.0.dense.bias has shape [7], the config asks for [3]",

@@ -116,7 +116,7 @@ def test_an_index_that_puts_a_tensor_into_the_wrong_shard_is_refused(tmp_path):
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     names = shard(tmp_path, TENSORS)
     save_file(load_file(tmp_path / names[1]) | {"t0": TENSORS["t0"]}, tmp_path / names[1])
-    assert faults_of(tmp_path) == ("tensor t0 stands in two files",)
+    assert faults_of(tmp_path) == ("tensor t0 is in two files",)
 
 
 @pytest.mark.parametrize(

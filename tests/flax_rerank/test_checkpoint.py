@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from flax.traverse_util import flatten_dict
 from reference_cases import CASES, load_case
 
 from flax_rerank import CheckpointError, FlaxAutoReranker, FlaxLLMReranker, FlaxReranker, __version__
-from flax_rerank.checkpoint import FORMAT_VERSION, new_folder, read_manifest, saving, verify_manifest
+from flax_rerank.checkpoint import FORMAT_VERSION, new_folder, read_manifest, verify_manifest
+from flax_rerank.checkpoint import folder as folder_module
 from flax_rerank.checkpoint import params as params_module
 from flax_rerank.checkpoint.params import StoredParams, chunk_bytes, write_params
 from flax_rerank.conversion import convert
 from flax_rerank.params import parameters_of
+from flax_rerank.saving import flax_checkpoint
 
 # Short pairs only: few shapes are compiled.
 PAIRS = [load_case("encoder-bert").pairs[i] for i in (0, 1, 2, 5, 10, 11)]
@@ -195,7 +198,7 @@ def break_tokenizer(monkeypatch, error):
 
 
 def break_params(monkeypatch, error):
-    fails(monkeypatch, saving, "write_params", error, lambda *args: True)
+    fails(monkeypatch, flax_checkpoint, "write_params", error, lambda *args: True)
 
 
 def break_manifest(monkeypatch, error):
@@ -523,6 +526,32 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
         shutil.rmtree(tmp_path / "out")
         assert folder.is_dir()
     assert sorted(os.listdir(tmp_path)) == [".out2.partial-x", "out"]
+
+
+def test_of_two_that_make_the_same_folder_the_second_is_refused(tmp_path):
+    def make(name, meanwhile=lambda: None):
+        with new_folder(tmp_path / "out") as folder:
+            (folder / name).touch()
+            meanwhile()
+
+    with pytest.raises(FileExistsError, match="out exists; pass overwrite"):
+        make("late", meanwhile=lambda: make("early"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "early"]
+
+
+def test_a_new_folder_is_not_taken_for_one_that_was_left(tmp_path, monkeypatch):
+    free = []
+    mkdtemp = tempfile.mkdtemp
+
+    def another_looks(**arguments):
+        with folder_module._locked(tmp_path) as alone:  # as it does before it removes what was left
+            free.append(alone)
+        return mkdtemp(**arguments)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", another_looks)
+    with new_folder(tmp_path / "out"), folder_module._locked(tmp_path) as alone:
+        free.append(alone)
+    assert free == [False, True]
 
 
 def test_a_checkpoint_that_was_about_to_be_replaced_gets_its_place_again(folder, reranker):

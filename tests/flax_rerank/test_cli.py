@@ -21,8 +21,8 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from reference_cases import CASES, largest_difference, load_case
 
 from flax_rerank import FlaxAutoReranker
-from flax_rerank.checkpoint import saving
 from flax_rerank.cli import main
+from flax_rerank.saving import flax_checkpoint as saving
 
 ROOT = CASES.parents[1]
 BERT = CASES / "encoder-bert"

@@ -136,7 +136,7 @@ def test_a_snapshot_from_the_hub_has_a_revision(tmp_path):
 def test_an_adapter_is_merged_and_named(tmp_path):
     base, adapter = CASES / "lora-llama", CASES / "lora-llama" / "adapter"
     done = convert(str(base), tmp_path / "out", peft_path=str(adapter))
-    assert done.adapter == adapter
+    assert done.spec.adapter == adapter
     assert_same_params(load(base, peft_path=str(adapter)), load(tmp_path / "out"))
     described = read_manifest(tmp_path / "out")["source"]["adapter"]
     assert described["name"] == "adapter"
@@ -289,7 +289,7 @@ def test_a_write_that_fails_names_its_file_and_leaves_nothing(tmp_path, monkeypa
 KILLED = """
 import sys, time
 from pathlib import Path
-from flax_rerank import conversion
+from flax_rerank.conversion import convert
 from flax_rerank.convert import TorchCheckpoint
 read, done = TorchCheckpoint.read, []
 def hangs(self, *args):
@@ -299,7 +299,7 @@ def hangs(self, *args):
         time.sleep(600)
     return read(self, *args)
 TorchCheckpoint.read = hangs
-conversion.convert(sys.argv[1], Path(sys.argv[2]))
+convert(sys.argv[1], Path(sys.argv[2]))
 """
 
 

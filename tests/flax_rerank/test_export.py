@@ -11,13 +11,12 @@ from reference_cases import CASES
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import CheckpointError
-from flax_rerank import export as export_module
 from flax_rerank.cli import main
-from flax_rerank.conversion import convert
+from flax_rerank.conversion import convert, export_checkpoint
+from flax_rerank.conversion.check import check_tensors
+from flax_rerank.convert import torch_files
 from flax_rerank.convert.peft import merge_adapter
 from flax_rerank.convert.torch_files import INDEX, SINGLE, SafetensorsFiles
-from flax_rerank.export import export_checkpoint
-from flax_rerank.tensor_check import check_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:'Yes' is")  # true of some of the small tokenizers
 FAMILIES = [
@@ -193,7 +192,7 @@ def test_a_full_disk_leaves_no_folder(bert, tmp_path, monkeypatch):
     def full(path, tensors, parts):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export_module, "write_safetensors", full)
+    monkeypatch.setattr(torch_files, "write_safetensors", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*/out'"):
         export_checkpoint(bert, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -203,7 +202,7 @@ def test_what_is_no_flax_checkpoint_is_refused(bert, tmp_path):
     with pytest.raises(ValueError, match="encoder-bert is not a Flax checkpoint"):
         export_checkpoint(CASES / "encoder-bert", tmp_path / "out")
     folder = shutil.copytree(bert, tmp_path / "flax")
-    with pytest.raises(ValueError, match="one lies in the other"):
+    with pytest.raises(ValueError, match="lies in the source"):
         export_checkpoint(folder, folder / "out")
     config = config_of(folder)
     (folder / "config.json").write_text(json.dumps(config | {"format_version": 99}))

@@ -11,8 +11,8 @@ from flax_rerank import FlaxAutoReranker
 from flax_rerank.checkpoint import params
 from flax_rerank.cli import main
 from flax_rerank.conversion import convert
+from flax_rerank.conversion.inspect import inspect_folder
 from flax_rerank.convert.torch_files import PickleFiles, SafetensorsFiles
-from flax_rerank.inspection import inspect_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:'Yes' is")  # true of some of the small tokenizers
 NAMES = sorted(path.parent.name for path in CASES.glob("*/config.json"))
@@ -190,8 +190,8 @@ def test_what_is_missing_from_a_folder_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no config.json" in inspect_folder(tmp_path / "empty").reasons[0]
     (tmp_path / "empty" / "config.json").write_text("{")
-    assert "config.json is no JSON" in inspect_folder(tmp_path / "empty").reasons[0]
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+    assert "config.json is not JSON" in inspect_folder(tmp_path / "empty").reasons[0]
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         inspect_folder(tmp_path / "nowhere")
 
 

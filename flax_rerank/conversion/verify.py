@@ -1,23 +1,24 @@
 """Whether a converted checkpoint is its source: file by file, tensor by tensor, score by score."""
 
 import gc
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from flax_rerank import checkpoint
 from flax_rerank.auto import FlaxAutoReranker
-from flax_rerank.checkpoint import StoredParams
+from flax_rerank.conversion.check import Check, check_tensors
 from flax_rerank.convert import family_of
-from flax_rerank.params import CheckpointError
+from flax_rerank.dtypes import FLOAT32
+from flax_rerank.params import largest_dtype
 from flax_rerank.sharding import Devices, host_device
 from flax_rerank.spec import open_spec
-from flax_rerank.tensor_check import check_tensors
+from flax_rerank.text.pairs import TokenizedPairs
 
 TOLERANCE = 1e-4  # of a score in float32, relative where it is above 1
 MAX_LENGTH = 128
@@ -35,101 +36,42 @@ PAIRS = (
 )
 
 
-class Encoded(NamedTuple):
-    """One pair: its token ids (int32), and where the passage begins."""
-
-    ids: np.ndarray
-    passage_start: int
-
-
-TorchScorer = Callable[[Path, str, np.dtype, int | None, Sequence[Encoded]], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of a verification.
-
-    Attributes:
-        what: was compared.
-        count: of these.
-        bytes: that they have; None for scores.
-        largest_difference: found; None where nothing was compared number by number.
-        faults: why the check failed; empty if it did not.
-        skipped: why it was not made.
-    """
-
-    what: str
-    count: int = 0
-    bytes: int | None = None
-    largest_difference: float | None = None
-    faults: tuple[str, ...] = ()
-    skipped: str | None = None
-
-    @property
-    def verdict(self) -> str:
-        if self.skipped:
-            return "not made"
-        return "FAILED" if self.faults else "close" if self.largest_difference else "equal"
-
-
 def verify(source: Path, folder: Path, adapter: Path | None = None, devices: Devices = None) -> list[Check]:
-    """Compare a Flax checkpoint with the PyTorch checkpoint that it was converted from.
+    """Compare a Flax checkpoint with the PyTorch checkpoint, and the adapter, that it was converted from.
 
     Its files have the hashes of its manifest; every tensor is that of the source, bit for bit in the checkpoint's
-    dtype; and where torch and transformers can run the source, a few pairs score alike in float32.
-
-    Args:
-        source: the PyTorch checkpoint.
-        folder: the Flax checkpoint.
-        adapter: the folder of the LoRA adapter that was merged.
-        devices: where to score; by default on the CPU, if JAX has one.
+    dtype; and where torch and transformers can run the source, a few pairs score alike in float32, on the CPU if JAX
+    has one.
 
     Raises:
-        FileNotFoundError, ValueError: one of the folders is no such checkpoint.
+        FileNotFoundError, ValueError: one of the folders is not such a checkpoint.
     """
     files = checkpoint.read_manifest(folder)["files"]
     size = sum((folder / name).stat().st_size for name in files if (folder / name).is_file())
-    hashes = Check("files", len(files), size, faults=tuple(checkpoint.verify_manifest(folder)))
-    try:
-        found = check_tensors(source, folder, adapter)
-        tensors = Check("tensors", found.tensors, found.bytes, found.largest_difference, found.faults)
-    except CheckpointError as error:
-        tensors = Check("tensors", faults=error.faults)
-    checks = [hashes, tensors]
+    checks = [
+        Check("files", len(files), size, faults=tuple(checkpoint.verify_manifest(folder))),
+        check_tensors(source, folder, adapter),
+    ]
     if not any(check.faults for check in checks):
         checks.append(check_scores(source, folder, adapter, devices))
     return checks
 
 
-def check_scores(
-    source: Path,
-    folder: Path,
-    adapter: Path | None = None,
-    devices: Devices = None,
-    torch_scorer: TorchScorer | None = None,
-) -> Check:
-    """Score a few pairs in float32 with the Flax checkpoint and with its PyTorch source.
+def check_scores(source: Path, folder: Path, adapter: Path | None = None, devices: Devices = None) -> Check:
+    """Score a few pairs in float32 with the Flax checkpoint and with its PyTorch source, as for `verify`.
 
     The source is rounded to the checkpoint's dtype first: what is compared is the conversion, not the dtype.
-
-    Args:
-        source, folder, adapter, devices: as for `verify`.
-        torch_scorer: scores in place of transformers.
     """
     spec = open_spec(str(folder))
+    params = spec.weights(spec.module(FLOAT32))
     class_name = class_of_transformers(spec.hf)
-    params = StoredParams(folder / checkpoint.PARAMS)
-    if torch_scorer is None:
-        elements = sum(int(np.prod(shape)) for shape in params.shapes().values())
-        skipped = _why_not(class_name, adapter, 4 * elements)
-        if skipped:
-            return Check("scores", skipped=skipped)
-        torch_scorer = score_with_transformers
-    dtype = next(iter(params.dtypes().values()))
+    skipped = _why_not(class_name, adapter, 4 * sum(map(math.prod, params.shapes().values())))
+    if skipped:
+        return Check("scores", skipped=skipped)
     token = next(iter(spec.readout.tokens), None)
     scores, pairs = _score_with_flax(folder, host_device() if devices is None else devices)
     gc.collect()  # of the two models one at a time is in memory
-    expected = torch_scorer(source, class_name, dtype, token, pairs)
+    expected = score_with_transformers(source, class_name, largest_dtype(params), token, pairs)
     differences = np.abs(scores - expected)
     faults = tuple(
         f"pair {pair} scores {scores[pair]:.6f}, {expected[pair]:.6f} in PyTorch"
@@ -145,7 +87,7 @@ def class_of_transformers(hf: Mapping[str, Any]) -> str:
 
 
 def _why_not(class_name: str, adapter: Path | None, size: int) -> str | None:
-    """Why PyTorch cannot score here, if so; `size` is that of the parameters in float32."""
+    """Why PyTorch cannot score here, or None; `size` is that of the parameters in float32."""
     if find_spec("torch") is None:
         return "torch is not installed"
     if adapter is not None:
@@ -160,7 +102,7 @@ def _why_not(class_name: str, adapter: Path | None, size: int) -> str | None:
     return None
 
 
-def _score_with_flax(folder: Path, devices: Devices) -> tuple[np.ndarray, list[Encoded]]:
+def _score_with_flax(folder: Path, devices: Devices) -> tuple[np.ndarray, TokenizedPairs]:
     reranker = FlaxAutoReranker.from_finetuned(
         str(folder),
         dtype="float32",
@@ -170,23 +112,14 @@ def _score_with_flax(folder: Path, devices: Devices) -> tuple[np.ndarray, list[E
         normalize=False,
         show_progress_bar=False,
     )
-    prepared = reranker.prepare(PAIRS)
-    starts = prepared.pairs.passage_starts.tolist()
-    pairs = [Encoded(prepared.pairs.ids(pair), start) for pair, start in enumerate(starts)]
-    return np.asarray(reranker.compute_score(PAIRS)), pairs
+    return np.asarray(reranker.compute_score(PAIRS)), reranker.prepare(PAIRS).pairs
 
 
 def score_with_transformers(
-    source: Path, class_name: str, dtype: np.dtype, token: int | None, pairs: Sequence[Encoded]
+    source: Path, class_name: str, dtype: np.dtype, token: int | None, pairs: TokenizedPairs
 ) -> np.ndarray:
-    """Logits (float64) of pairs in PyTorch, one at a time, in float32.
-
-    Args:
-        source: the PyTorch checkpoint.
-        class_name: a class of transformers.
-        dtype: the weights are rounded to.
-        token: whose logit at the last token is the score; None for a classification head.
-        pairs: what to score.
+    """Logits (float64) of pairs in PyTorch, one at a time, in float32, with weights rounded to `dtype`. The score is
+    the logit of `token` at the last position, or of a classification head if that is None.
     """
     import torch
     import transformers
@@ -200,10 +133,11 @@ def score_with_transformers(
         parameter.data = parameter.data.to(getattr(torch, dtype.name)).to(torch.float32)
     scores = []
     with torch.no_grad():
-        for pair in pairs:
-            inputs = {"input_ids": torch.from_numpy(pair.ids).long()[None]}
+        for pair in range(len(pairs)):
+            ids = pairs.ids(pair)
+            inputs = {"input_ids": torch.from_numpy(ids).long()[None]}
             if token is None and model.config.type_vocab_size > 1:
-                inputs["token_type_ids"] = (torch.arange(len(pair.ids))[None] >= pair.passage_start).long()
+                inputs["token_type_ids"] = (torch.arange(len(ids))[None] >= int(pairs.passage_starts[pair])).long()
             logits = model(**inputs).logits[0]
             scores.append(float(logits[0] if token is None else logits[-1, token]))
     return np.asarray(scores)
