@@ -31,7 +31,6 @@ class Collective:
         times: how often it runs in a step.
         devices: how many devices take part.
         operand_bytes, result_bytes: of one device, each time.
-        source: what it was traced from.
     """
 
     kind: str
@@ -39,7 +38,6 @@ class Collective:
     devices: int
     operand_bytes: int
     result_bytes: int
-    source: str
 
     @property
     def sent_bytes(self) -> float:
@@ -60,7 +58,7 @@ def collectives_of(program: Computation) -> tuple[Collective, ...]:
         if kind in COLLECTIVES:
             operands = sum(_total(operand.result) for operand in each.operands)
             result = _total(each.result) - (operands if each.opcode == "all-gather-start" else 0)
-            found.append(Collective(kind, times, _group_size(each), operands, result, each.source))
+            found.append(Collective(kind, times, _group_size(each), operands, result))
     return tuple(found)
 
 

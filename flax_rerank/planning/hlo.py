@@ -18,7 +18,6 @@ ARRAY = re.compile(r"(\w+)\[([\d,<=\s]*)\](?:\{([^{}]*)\})?")
 CALLED = re.compile(
     r"\b(?:calls|to_apply|condition|body|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.\-]+)"
 )
-OP_NAME = re.compile(r'op_name="([^"]*)"')
 INDEX = re.compile(r"\bindex=(\d+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -59,12 +58,6 @@ class Instruction:
     attributes: str
     called: "tuple[Computation, ...]"
     users: "list[Instruction]" = field(default_factory=list)
-
-    @property
-    def source(self) -> str:
-        """What it was traced from, as JAX names it; empty where the compiler made it."""
-        found = OP_NAME.search(self.attributes)
-        return found[1] if found else ""
 
     def behind(self, *opcodes: str) -> "Instruction":
         """The instruction itself, or if it has one of these opcodes, what is behind its first operand."""

@@ -188,25 +188,23 @@ class _Trial:
     def run(self, *, only_main: bool = False) -> None:
         """Compile the job's shapes, or only the one with most of the work, which then stands for all."""
         found, memory = self.found, self.topology.chip.memory
-        found.steps = {}
-        if found.parameter_bytes > memory:
-            needed = f"{found.parameter_bytes / GIB:.2f} GiB of a device's {memory / GIB:.2f} GiB"
-            found.refused = f"its parameters take {needed}"
+        needed = found.parameter_bytes
+        if needed > memory:
+            found.refused = f"its parameters take {needed / GIB:.2f} GiB of a device's {memory / GIB:.2f} GiB"
             return
         shard = self.workload.shard(self.scorer.spec)
         prepared = self.scorer.plan(shard)
         static = prepared.call.static(shard, [shape.length for shape in prepared.table])
-        steps: dict[Shape, tuple[StepPlan, float]] = {}
+        found.steps = {}
         for shape, times in _shapes_of(prepared.steps, only_main).items():
             try:
                 step = self._fit(shape, static(shape.length))
             except DoesNotFit as error:
-                found.refused = str(error)
+                found.refused, found.steps = str(error), {}
                 return
             per_pair = times / len(shard) * shape.rows / step.shape.rows
-            _, already = steps.get(step.shape, (step, 0.0))
-            steps[step.shape] = step, already + per_pair
-        found.steps = steps
+            _, already = found.steps.get(step.shape, (step, 0.0))
+            found.steps[step.shape] = step, already + per_pair
 
     def _fit(self, shape: Shape, static: Static) -> StepPlan:
         """The step of a shape, cut into smaller ones until it fits, as scoring does."""
