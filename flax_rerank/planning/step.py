@@ -34,7 +34,7 @@ class DoesNotFit(Exception):
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device."""
+    """Bytes of a program on each device."""
 
     arguments: int
     temporaries: int
@@ -175,8 +175,6 @@ def _compile(traced: jax.stages.Traced, shape: Shape, available: float) -> tuple
 
 def bytes_needed(message: str) -> float | None:
     """Bytes that a program needs, where the compiler's message says so."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of|temporaries \(([\d.]+)([KMGT]?)\)", message)
-    if found is None:
-        return None
-    number, unit = found.group(1, 2) if found[1] else found.group(3, 4)
-    return float(number) * UNITS[unit]
+    amount = r"([\d.]+)([KMGT]?)"
+    found = re.search(f"[Uu]sed {amount} of", message) or re.search(rf"temporaries \({amount}\)", message)
+    return float(found[1]) * UNITS[found[2]] if found else None
