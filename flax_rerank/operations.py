@@ -79,22 +79,12 @@ class Work:
 
 def sizes_of(config: EncoderConfig | DecoderConfig) -> Sizes:
     """The sizes of the layers that a config describes."""
-    heads = kv_heads = config.num_attention_heads
-    head_dim, windows = config.hidden_size // heads, (0,) * config.num_hidden_layers
-    decoder = isinstance(config, DecoderConfig)
+    layers, hidden, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+    everything = (0,) * layers
     if isinstance(config, DecoderConfig):
-        kv_heads, head_dim, windows = config.num_key_value_heads, config.head_dim, config.sliding_windows or windows
-    return Sizes(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate=config.intermediate_size,
-        mlp_matrices=3 if decoder else 2,
-        causal=decoder,
-        windows=windows,
-    )
+        keys, windows = (config.num_key_value_heads, config.head_dim), config.sliding_windows or everything
+        return Sizes(layers, hidden, heads, *keys, config.intermediate_size, 3, True, windows)
+    return Sizes(layers, hidden, heads, heads, hidden // heads, config.intermediate_size, 2, False, everything)
 
 
 def visible_scores(length: int, causal: bool, window: int) -> int:

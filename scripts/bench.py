@@ -92,11 +92,6 @@ class Bench:
     def _score(self, side: str, pairs: list[Pair]) -> dict[str, Any]:
         return self._workers[side].ask("score", pairs=pairs, options=self._options[side])
 
-    def _measure_peaks(self) -> None:
-        for side, worker in self._workers.items():
-            found = worker.ask("product", size=PRODUCT_SIZE[self._args.devices])["flops_per_second"]
-            self._peaks[side] = max(found, self._peaks.get(side, 0.0))
-
     def _warm(self, calls: list[list[Pair]]) -> dict[str, Any]:
         """Time the calls, one a round, on both sides in turn."""
         first = [self._score("ours", call) for call in {id(call): call for call in calls}.values()]
@@ -104,7 +99,9 @@ class Bench:
         rounds: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
         differences, host_shares = [], []
         for call in calls:
-            self._measure_peaks()
+            for side, worker in self._workers.items():
+                found = worker.ask("product", size=PRODUCT_SIZE[self._args.devices])["flops_per_second"]
+                self._peaks[side] = max(found, self._peaks.get(side, 0.0))
             answers = {side: self._score(side, call) for side in rounds}
             differences.append(largest_difference(*(answer.pop("scores") for answer in answers.values())))
             alone = self._workers["ours"].ask("device_alone", pairs=call, options=self._options["ours"])
@@ -208,9 +205,8 @@ def main() -> int:
     settings = {name: vars(args)[name] for name in shown}
     result: dict[str, Any] = {"machine": describe_machine(), "settings": settings, "models": {}}
     if args.model is not None:
-        result["models"][args.model.resolve().name] = Bench(args, args.model, args.init, args.reference_options).run(
-            pairs
-        )
+        bench = Bench(args, args.model, args.init, args.reference_options)
+        result["models"][args.model.resolve().name] = bench.run(pairs)
     for name in args.models or ():
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / name

@@ -27,7 +27,7 @@ class AbstractScorer:
 
     Attributes:
         params: the shape, dtype and sharding of each parameter, by its dotted path.
-        platform: of the devices that `scorer.mesh` stands for.
+        max_step_tokens: on each device.
     """
 
     spec: Spec
@@ -35,7 +35,7 @@ class AbstractScorer:
     scorer: Scorer
     call: Call
     dtype: np.dtype
-    platform: str
+    max_step_tokens: int
 
     @property
     def mesh(self) -> Mesh:
@@ -54,8 +54,7 @@ class AbstractScorer:
 
     def plan(self, pairs: TokenizedPairs) -> Prepared:
         """The shapes and the steps in which these pairs are scored."""
-        most = max_step_tokens(self.platform, self.spec.config.hidden_size)
-        return plan(self.call, pairs, None, (), self.scorer.row_multiple, most)
+        return plan(self.call, pairs, None, (), self.scorer.row_multiple, self.max_step_tokens)
 
 
 def abstract_scorer(spec: Spec, topology: Topology, mesh: str | None = None) -> AbstractScorer:
@@ -77,5 +76,5 @@ def abstract_scorer(spec: Spec, topology: Topology, mesh: str | None = None) -> 
         path: jax.ShapeDtypeStruct(shape, dtypes.stored, sharding=shardings[path])
         for path, shape in shapes_of(module).items()
     }
-    scorer = Scorer(module, placed, dtypes)
-    return AbstractScorer(spec, params, scorer, resolve(spec, settings), dtypes.computed, platform)
+    most = max_step_tokens(platform, spec.config.hidden_size)
+    return AbstractScorer(spec, params, Scorer(module, placed, dtypes), resolve(spec, settings), dtypes.computed, most)

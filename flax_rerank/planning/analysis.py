@@ -1,11 +1,14 @@
-"""What a compiled program moves and sends, counted from its instructions: a loop's body times its trips."""
+"""What a compiled program moves and sends, counted from its instructions: a loop's body times its trips.
+
+XLA's own count (`cost_analysis`) has one trip of each loop and takes memory on the chip for main memory.
+"""
 
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flax_rerank.planning.hlo import Array, Computation, Instruction, Program
+from flax_rerank.planning.hlo import Array, Computation, Instruction
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 # These give a name to what exists, or view it.
@@ -28,7 +31,6 @@ class Collective:
         times: how often it runs in a step.
         devices: how many devices take part.
         operand_bytes, result_bytes: of one device, each time.
-        source: what it was traced from.
     """
 
     kind: str
@@ -36,39 +38,34 @@ class Collective:
     devices: int
     operand_bytes: int
     result_bytes: int
-    source: str
 
     @property
     def sent_bytes(self) -> float:
         """Bytes that each device sends in a step, on a ring: an all-reduce is a reduce-scatter of its operand and an
         all-gather of its result."""
-        share = (self.devices - 1) / self.devices
-        once = {
-            "all-reduce": (self.operand_bytes + self.result_bytes) * share,
-            "all-gather": self.result_bytes * share,
-            "reduce-scatter": self.operand_bytes * share,
-            "all-to-all": self.operand_bytes * share,
-            "collective-permute": self.operand_bytes,
-        }[self.kind]
-        return once * self.times
+        if self.kind == "collective-permute":
+            return self.operand_bytes * self.times
+        both = self.operand_bytes + self.result_bytes
+        parts = {"all-reduce": both, "all-gather": self.result_bytes}.get(self.kind, self.operand_bytes)
+        return parts * (self.devices - 1) / self.devices * self.times
 
 
-def collectives_of(program: Program) -> tuple[Collective, ...]:
+def collectives_of(program: Computation) -> tuple[Collective, ...]:
     """The collectives of a compiled program."""
     found = []
-    for computation, each, times in program.executed():
+    for each, times in program.executed():
         kind = each.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            operands = sum(_total(computation.instructions[name].result) for name in each.operands)
+            operands = sum(_total(operand.result) for operand in each.operands)
             result = _total(each.result) - (operands if each.opcode == "all-gather-start" else 0)
-            found.append(Collective(kind, times, _group_size(each), operands, result, each.source))
+            found.append(Collective(kind, times, _group_size(each), operands, result))
     return tuple(found)
 
 
-def bytes_moved(program: Program) -> float:
+def bytes_moved(program: Computation) -> float:
     """Bytes that a compiled program reads from and writes to a device's main memory in one step. Of a kernel, which
     cannot be looked into, operands and results are counted once."""
-    return sum(times * _bytes_moved(program, computation, each) for computation, each, times in program.executed())
+    return sum(times * _bytes_moved(each) for each, times in program.executed())
 
 
 def _total(arrays: Sequence[Array]) -> int:
@@ -79,59 +76,49 @@ def _in_memory(arrays: Sequence[Array]) -> int:
     return sum(array.bytes for array in arrays if array.space == 0)
 
 
-def _bytes_moved(program: Program, computation: Computation, each: Instruction) -> int:
+def _part(whole: Array, part: Array) -> int:
+    """Bytes of a part of an array, if this is in main memory."""
+    return part.bytes if whole.space == 0 else 0
+
+
+def _bytes_moved(each: Instruction) -> int:
+    result, operands = each.result, each.operands
     if each.opcode in FREE:
         return 0
-    operands = [computation.instructions[name] for name in each.operands]
     if each.opcode == "copy-start":
         # Its result also names its operand.
-        return _in_memory(operands[0].result) + _in_memory(each.result[:1])
+        return _in_memory(operands[0].result) + _in_memory(result[:1])
     if each.opcode in SLICES:
-        return _in_memory(each.result) + _in_memory([_like(operands[0].result[0], each.result[0])])
+        return _in_memory(result) + _part(operands[0].result[0], result[0])
     if each.opcode == "dynamic-update-slice":
-        return 2 * _in_memory([_like(each.result[0], operands[1].result[0])])
+        return 2 * _part(result[0], operands[1].result[0])
     if each.opcode == "slice-start":
-        return _in_memory([_like(operands[0].result[0], each.result[1])]) + _in_memory(each.result[1:2])
+        return _part(operands[0].result[0], result[1]) + _in_memory(result[1:2])
     if each.opcode != "fusion":
-        return _in_memory(each.result) + sum(_in_memory(operand.result) for operand in operands)
-    called = program.computations[each.calls("calls")]
+        return _in_memory(result) + sum(_in_memory(operand.result) for operand in operands)
+    (called,) = each.called
     read = sum(
-        _in_memory(operand.result) and _bytes_read(program, called, called.parameters[number])
-        for number, operand in enumerate(operands)
+        _in_memory(operand.result) and _bytes_read(called.parameter(number)) for number, operand in enumerate(operands)
     )
-    return read + _bytes_written(called, each.result)
+    root = called.root.behind(*VIEWS)
+    updates = root.opcode == "dynamic-update-slice"
+    return read + (_part(result[0], root.operands[1].result[0]) if updates else _in_memory(result))
 
 
-def _like(place: Array, size: Array) -> Array:
-    """An array as large as `size` where `place` is."""
-    return Array(size.dtype, size.dims, place.space)
-
-
-def _bytes_read(program: Program, computation: Computation, value: Instruction) -> int:
-    """Bytes of a value that a fused computation reads: if it only slices it, those of the slices."""
+def _bytes_read(value: Instruction) -> int:
+    """Bytes of a value that the fused computation it is in reads: if it only slices it, those of the slices."""
     read = 0
-    for user in computation.users[value.name]:
-        if user.opcode in SLICES and user.operands[0] == value.name:
+    for user in value.users:
+        if user.opcode in SLICES and user.operands[0] is value:
             read += _total(user.result)
         elif user.opcode in VIEWS:
-            read += _bytes_read(program, computation, user)
+            read += _bytes_read(user)
         elif user.opcode == "fusion":
-            called = program.computations[user.calls("calls")]
-            numbers = [number for number, name in enumerate(user.operands) if name == value.name]
-            read += sum(_bytes_read(program, called, called.parameters[number]) for number in numbers)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
-            continue  # updated in place
-        else:
+            numbers = (number for number, operand in enumerate(user.operands) if operand is value)
+            read += sum(_bytes_read(user.called[0].parameter(number)) for number in numbers)
+        elif user.opcode != "dynamic-update-slice" or user.operands[0] is not value:  # updated in place
             return _total(value.result)
     return min(read, _total(value.result))
-
-
-def _bytes_written(called: Computation, result: Sequence[Array]) -> int:
-    root = called.follow(called.root.name, *VIEWS)
-    if root.opcode == "dynamic-update-slice":
-        update = called.instructions[root.operands[1]].result[0]
-        return _in_memory([_like(result[0], update)])
-    return _in_memory(result)
 
 
 def _group_size(each: Instruction) -> int:

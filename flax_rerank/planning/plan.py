@@ -1,7 +1,8 @@
 """Which mesh of a topology scores a job fastest, and how long that takes."""
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -10,9 +11,8 @@ import numpy as np
 
 from flax_rerank.batching import Shape, Step
 from flax_rerank.planning.abstract import AbstractScorer, abstract_scorer
-from flax_rerank.planning.chips import GIB
 from flax_rerank.planning.step import DoesNotFit, StepPlan, plan_step
-from flax_rerank.planning.topology import Topology, larger_slices
+from flax_rerank.planning.topology import GIB, Topology, larger_slices
 from flax_rerank.planning.workload import Workload
 from flax_rerank.scoring import Static
 from flax_rerank.settings import RerankerModelClass
@@ -27,7 +27,7 @@ SHARE = 0.01
 LARGER = 3
 
 
-@dataclass(frozen=True)
+@dataclass
 class MeshPlan:
     """What was found for one mesh.
 
@@ -40,15 +40,15 @@ class MeshPlan:
     """
 
     mesh: str
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
     refused: str = ""
-    steps: Mapping[Shape, tuple[StepPlan, float]] = field(default_factory=dict)
+    steps: dict[Shape, tuple[StepPlan, float]] = field(default_factory=dict)
     parameter_bytes: int = 0
 
     @property
     def seconds_per_pair(self) -> float:
         """A lower bound, by the roofline of each step."""
-        return sum(times * step.roofline.seconds for step, times in self.steps.values())
+        return sum(times * step.seconds for step, times in self.steps.values())
 
     @property
     def pairs_per_second(self) -> float:
@@ -60,8 +60,8 @@ class MeshPlan:
         """The part of the machine that bounds most of the time."""
         seconds: defaultdict[str, float] = defaultdict(float)
         for step, times in self.steps.values():
-            seconds[step.roofline.bound] += times * step.roofline.seconds
-        return max(seconds, key=lambda part: seconds[part])
+            seconds[step.bound] += times * step.seconds
+        return max(seconds, key=seconds.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -122,27 +122,27 @@ def make_plan(
     unbeatable = ""
     for candidate in [mesh] if mesh is not None else sensible_meshes(topology):
         try:
-            scorer, notes = _place(spec, topology, candidate)
+            trial = _place(spec, topology, workload, candidate)
         except MeshError as error:
             if mesh is not None:
                 known = "; ".join(sensible_meshes(topology))
                 raise MeshError(f"{error}. Meshes of {topology.name}: {known}") from error
             impossible.append(MeshPlan(candidate, refused=str(error)))
             continue
-        trial = _Trial(scorer, topology, workload, candidate, notes)
         trials.append(trial)
         if unbeatable:
-            trial.refuse(f"not compiled: {unbeatable}")
+            trial.found.refused = f"not compiled: {unbeatable}"
         else:
             trial.run(only_main=mesh is None)
             unbeatable = "" if compile_all else _unbeatable(trial.found)
     best = None
-    while best is None and any(not each.found.refused for each in trials):
-        fastest = _fastest(trials)
+    while best is None and (fitting := [each for each in trials if not each.found.refused]):
+        fastest = _fastest(fitting)
         fastest.run()
         best = None if fastest.found.refused else fastest.found
     others = [each.found for each in trials if each.found is not best]
-    others = [each if each.refused else replace(each, refused=_slower(each, best)) for each in others]
+    for other in others:
+        other.refused = other.refused or _slower(other)
     dtype = trials[0].scorer.dtype.name
     return Plan(spec.name, topology, dtype, workload, best, (*others, *impossible), price)
 
@@ -169,66 +169,65 @@ def sensible_meshes(topology: Topology) -> list[str]:
     return [f"data={count // part},model={part}" if part > 1 else f"data={count}" for part in parts]
 
 
+@dataclass
 class _Trial:
-    """One mesh, and what is known of it so far (`found`)."""
+    """A mesh that is tried, and what is known of it so far (`found`).
 
-    def __init__(
-        self, scorer: AbstractScorer, topology: Topology, workload: Workload, mesh: str, notes: Sequence[str]
-    ) -> None:
-        self.scorer = scorer
-        self.found = MeshPlan(mesh, tuple(notes), parameter_bytes=scorer.parameter_bytes)
-        self._topology = topology
-        self._workload = workload
-        self._compiled: dict[Shape, StepPlan] = {}
-        self._budget: int | None = None
+    Attributes:
+        compiled: the steps that fit, also those cut from larger ones.
+        budget: tokens that a step may compute, once a larger one did not fit.
+    """
 
-    def refuse(self, reason: str) -> None:
-        self.found = replace(self.found, refused=reason, steps={})
+    scorer: AbstractScorer
+    topology: Topology
+    workload: Workload
+    found: MeshPlan
+    compiled: dict[Shape, StepPlan] = field(default_factory=dict)
+    budget: float = math.inf
 
     def run(self, *, only_main: bool = False) -> None:
         """Compile the job's shapes, or only the one with most of the work, which then stands for all."""
-        needed, memory = self.found.parameter_bytes, self._topology.chip.memory
+        found, memory = self.found, self.topology.chip.memory
+        needed = found.parameter_bytes
         if needed > memory:
-            self.refuse(f"its parameters take {needed / GIB:.2f} GiB of a device's {memory / GIB:.2f} GiB")
+            found.refused = f"its parameters take {needed / GIB:.2f} GiB of a device's {memory / GIB:.2f} GiB"
             return
-        shard = self._workload.shard(self.scorer.spec)
+        shard = self.workload.shard(self.scorer.spec)
         prepared = self.scorer.plan(shard)
         static = prepared.call.static(shard, [shape.length for shape in prepared.table])
-        steps: dict[Shape, tuple[StepPlan, float]] = {}
+        found.steps = {}
         for shape, times in _shapes_of(prepared.steps, only_main).items():
             try:
                 step = self._fit(shape, static(shape.length))
             except DoesNotFit as error:
-                self.refuse(str(error))
+                found.refused, found.steps = str(error), {}
                 return
             per_pair = times / len(shard) * shape.rows / step.shape.rows
-            _, already = steps.get(step.shape, (step, 0.0))
-            steps[step.shape] = step, already + per_pair
-        self.found = replace(self.found, steps=steps)
+            _, already = found.steps.get(step.shape, (step, 0.0))
+            found.steps[step.shape] = step, already + per_pair
 
     def _fit(self, shape: Shape, static: Static) -> StepPlan:
         """The step of a shape, cut into smaller ones until it fits, as scoring does."""
         multiple = self.scorer.mesh.shape[DATA]
-        while shape not in self._compiled:
+        while shape not in self.compiled:
             smaller = Step(np.zeros(0, np.int64), shape).halves(multiple)[0].shape
             divisible = shape.rows > multiple
-            if divisible and self._budget is not None and shape.tokens > self._budget:
+            if divisible and shape.tokens > self.budget:
                 shape = smaller
                 continue
             try:
-                self._compiled[shape] = plan_step(self.scorer, self._topology, shape, static)
+                self.compiled[shape] = plan_step(self.scorer, self.topology, shape, static)
             except DoesNotFit as error:
                 if not divisible:
                     raise
-                note = f"{error}: cut into steps of {smaller.rows} rows, as scoring does"
-                self.found = replace(self.found, notes=(*self.found.notes, note))
-                self._budget = shape.tokens // 2
+                self.found.notes.append(f"{error}: cut into steps of {smaller.rows} rows, as scoring does")
+                self.budget = shape.tokens // 2
                 shape = smaller
-        return self._compiled[shape]
+        return self.compiled[shape]
 
 
-def _place(spec: Spec, topology: Topology, mesh: str) -> tuple[AbstractScorer, list[str]]:
-    """The model on a mesh, and notes on that."""
+def _place(spec: Spec, topology: Topology, workload: Workload, mesh: str) -> _Trial:
+    """Put the model on a mesh."""
     notes = []
     if not spec.tokenizer.files and spec.model_class is not RerankerModelClass.ENCODER_ONLY_BASE:
         notes.append("the tokenizer is not here: prompts are counted by words, a few tokens too short or too long")
@@ -248,7 +247,7 @@ def _place(spec: Spec, topology: Topology, mesh: str) -> tuple[AbstractScorer, l
             f"GPUs are planned by roofline alone, which does not know what collectives cost: take "
             f"data={len(topology.devices)} instead of {mesh}"
         )
-    return scorer, notes
+    return _Trial(scorer, topology, workload, MeshPlan(mesh, notes, parameter_bytes=scorer.parameter_bytes))
 
 
 def _shapes_of(steps: Sequence[Step], only_main: bool) -> dict[Shape, float]:
@@ -257,17 +256,18 @@ def _shapes_of(steps: Sequence[Step], only_main: bool) -> dict[Shape, float]:
     counts = Counter(step.shape for step in steps)
     work = {shape: times * shape.tokens for shape, times in counts.items()}
     total = sum(work.values())
-    main, longest = max(work, key=lambda shape: work[shape]), max(counts, key=lambda shape: (shape.length, shape.rows))
-    chosen = [main] if only_main else [shape for shape in sorted(counts) if work[shape] >= SHARE * total]
-    if not only_main and longest.length > max(shape.length for shape in chosen):
+    chosen = [shape for shape in sorted(counts) if work[shape] >= SHARE * total]
+    longest = max(counts, key=lambda shape: (shape.length, shape.rows))
+    if only_main:
+        chosen = [max(work, key=work.__getitem__)]
+    elif longest.length > max(shape.length for shape in chosen):
         chosen.append(longest)
     scale = total / sum(work[shape] for shape in chosen)
     return {shape: scale * counts[shape] for shape in chosen}
 
 
-def _fastest(trials: Sequence[_Trial]) -> _Trial:
+def _fastest(fitting: Sequence[_Trial]) -> _Trial:
     """Of the meshes that are about as fast as the fastest, the one that splits the model least."""
-    fitting = [each for each in trials if not each.found.refused]
     least = min(each.found.seconds_per_pair for each in fitting)
     return next(each for each in fitting if each.found.seconds_per_pair <= ABOUT_AS_FAST * least)
 
@@ -281,7 +281,8 @@ def _unbeatable(mesh: MeshPlan) -> str:
     return f"matrix products bound {mesh.mesh}, and each device has as many here" if mesh.bound == "matrix" else ""
 
 
-def _slower(mesh: MeshPlan, best: MeshPlan | None) -> str:
-    if best is None or not best.pairs_per_second:
+def _slower(mesh: MeshPlan) -> str:
+    """Why a mesh that the model fits is not the best."""
+    if not mesh.pairs_per_second:
         return "splits the model further than necessary"
     return f"at most {mesh.pairs_per_second:,.0f} pairs/s, bound by {mesh.bound}, and splits the model further"

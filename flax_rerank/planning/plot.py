@@ -29,15 +29,11 @@ def plot_speeds(plans: Mapping[int, Plan], path: Path) -> None:
     if not speeds:
         raise ValueError("nothing to draw: the model fits no mesh")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
+    first = next(iter(plans.values()))
+    title = f"{first.model} on {first.topology.name}"
     axes = figure.subplots()
+    axes.set(title=title, xlabel="tokens of a pair", ylabel="pairs/s at most", yscale="log")
     for mesh, points in speeds.items():
         axes.plot(list(points), list(points.values()), marker="o", label=mesh)
-    first = next(iter(plans.values()))
-    axes.set(
-        title=f"{first.model} on {first.topology.name}",
-        xlabel="tokens of a pair",
-        ylabel="pairs/s at most",
-        yscale="log",
-    )
     axes.legend()
     figure.savefig(path)

@@ -3,10 +3,9 @@
 import math
 from typing import Any
 
-from flax_rerank.planning.chips import GIB
 from flax_rerank.planning.plan import MeshPlan, Plan
 from flax_rerank.planning.step import StepPlan
-from flax_rerank.planning.topology import Topology
+from flax_rerank.planning.topology import GIB, Topology
 
 COLUMNS = (
     "rows x length", "arguments", "temporaries", "total GiB", "of GiB", "TFLOP", "GB moved", "collectives", "GB sent",
@@ -26,7 +25,7 @@ def as_text(plan: Plan, nearest: Plan | None = None) -> str:
         lines += _table([COLUMNS, *(_row(step, topology) for step, _ in best.steps.values())])
         lines += [f"note: {note}" for note in best.notes]
         lines += ["", "Other meshes:"] if plan.others else []
-    known = best.notes if best else ()
+    known = best.notes if best else []
     for each in plan.others:
         lines.append(f"  {each.mesh}: {'; '.join((each.refused, *(n for n in each.notes if n not in known)))}")
     if nearest is not None and nearest.best is not None:
@@ -48,13 +47,13 @@ def as_dict(plan: Plan, nearest: Plan | None = None) -> dict[str, Any]:
         "dtype": plan.dtype,
         "lengths": plan.workload.describe,
         "fits": plan.best is not None,
-        "best": None if plan.best is None else _mesh(plan, plan.best),
+        "best": plan.best and _mesh(plan, plan.best),
         "others": [_mesh(plan, each) for each in plan.others],
         "nearest": nearest and nearest.best and {"topology": nearest.topology.name, "mesh": nearest.best.mesh},
         "job": {
             "pairs": plan.workload.pairs,
             "hours": plan.hours,
-            "chip_hours": None if plan.hours is None else plan.hours * topology.chips,
+            "chip_hours": plan.hours and plan.hours * topology.chips,
             "price_per_chip_hour": plan.price,
             "price": plan.cost,
         },
@@ -65,50 +64,49 @@ def _mesh(plan: Plan, mesh: MeshPlan) -> dict[str, Any]:
     return {
         "mesh": mesh.mesh,
         "refused": mesh.refused or None,
-        "notes": list(mesh.notes),
+        "notes": mesh.notes,
         "parameter_bytes": mesh.parameter_bytes,
         "pairs_per_second": mesh.pairs_per_second or None,
-        "steps": [_step(plan, step) | {"per_pair": times} for step, times in mesh.steps.values()],
+        "steps": [_step(plan.topology, step) | {"per_pair": times} for step, times in mesh.steps.values()],
     }
 
 
-def _step(plan: Plan, step: StepPlan) -> dict[str, Any]:
-    memory, chip = step.memory, plan.topology.chip
-    finite = math.isfinite(chip.memory)
+def _step(topology: Topology, step: StepPlan) -> dict[str, Any]:
+    memory, available = step.memory, topology.chip.memory
+    finite = math.isfinite(available)
     return {
         "rows": step.shape.rows,
         "length": step.shape.length,
         "argument_bytes": memory and memory.arguments,
         "temporary_bytes": memory and memory.temporaries,
         "result_bytes": memory and memory.results,
-        "device_memory_bytes": chip.memory if finite else None,
-        "flops": step.counts.flops,
-        "bytes": step.counts.bytes,
+        "device_memory_bytes": available if finite else None,
+        "flops": step.flops,
+        "bytes": step.bytes,
         "collectives": [
             {"kind": each.kind, "times": each.times, "devices": each.devices, "sent_bytes": each.sent_bytes}
-            for each in step.counts.collectives
+            for each in step.collectives
         ],
         "compile_seconds": step.compile_seconds,
-        "seconds": vars(step.roofline) if finite else None,
-        "bound": step.roofline.bound if finite else None,
+        "seconds": step.limits if finite else None,
+        "bound": step.bound if finite else None,
         "pairs_per_second": step.pairs_per_second or None,
     }
 
 
 def _row(step: StepPlan, topology: Topology) -> tuple[str, ...]:
-    memory, counts, roofline = step.memory, step.counts, step.roofline
+    memory = step.memory
     sizes = (memory.arguments, memory.temporaries, memory.total, topology.chip.memory) if memory else ()
+    speed = (f"{step.seconds * 1e3:.1f}", step.bound, f"{step.pairs_per_second:,.0f}")
     return (
         f"{step.shape.rows} x {step.shape.length}",
         *([f"{size / GIB:.2f}" for size in sizes] or ["-"] * 4),
-        f"{counts.flops / 1e12:.2f}",
-        f"{counts.bytes / 1e9:.1f}",
-        f"{sum(each.times for each in counts.collectives)}",
-        f"{counts.sent_bytes / 1e9:.2f}",
+        f"{step.flops / 1e12:.2f}",
+        f"{step.bytes / 1e9:.1f}",
+        f"{sum(each.times for each in step.collectives)}",
+        f"{step.sent_bytes / 1e9:.2f}",
         "-" if step.compile_seconds is None else f"{step.compile_seconds:.0f}",
-        f"{roofline.seconds * 1e3:.1f}" if roofline.seconds else "-",
-        roofline.bound if roofline.seconds else "-",
-        f"{step.pairs_per_second:,.0f}" if roofline.seconds else "-",
+        *(speed if step.seconds else ["-"] * 3),
     )
 
 

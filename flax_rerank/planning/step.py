@@ -1,4 +1,4 @@
-"""One step of a shape on one mesh: compiled, measured, bounded."""
+"""One step of a shape on one mesh: compiled, measured, bounded by the roofline (Williams et al., 2009)."""
 
 import re
 import time
@@ -14,10 +14,8 @@ from flax_rerank.operations import Sizes, all_scores, count_work, passes, sizes_
 from flax_rerank.out_of_memory import is_out_of_memory
 from flax_rerank.planning import hlo
 from flax_rerank.planning.abstract import AbstractScorer
-from flax_rerank.planning.analysis import bytes_moved, collectives_of
-from flax_rerank.planning.chips import GIB
-from flax_rerank.planning.roofline import Counts, Roofline, roofline
-from flax_rerank.planning.topology import Topology
+from flax_rerank.planning.analysis import Collective, bytes_moved, collectives_of
+from flax_rerank.planning.topology import GIB, Topology
 from flax_rerank.scoring import Static
 from flax_rerank.sharding import DATA, ShardingRules
 
@@ -36,7 +34,7 @@ class DoesNotFit(Exception):
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device."""
+    """Bytes of a program on each device."""
 
     arguments: int
     temporaries: int
@@ -49,23 +47,42 @@ class Memory:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step takes.
+    """What one step takes on each device.
 
     Attributes:
+        flops: operations of matrix products.
+        bytes: read from and written to main memory.
+        limits: seconds at the peak of each part of the device: matrix, memory, interconnect. They work at the same
+            time, so the largest is a lower bound: element-wise work, launches and waiting come on top.
         memory, compile_seconds, compiled: None for a GPU.
     """
 
     shape: Shape
-    counts: Counts
-    roofline: Roofline
+    flops: float
+    bytes: float
+    limits: dict[str, float]
+    collectives: tuple[Collective, ...] = ()
     memory: Memory | None = None
     compile_seconds: float | None = None
     compiled: jax.stages.Compiled | None = None
 
     @property
+    def sent_bytes(self) -> float:
+        return sum(each.sent_bytes for each in self.collectives)
+
+    @property
+    def seconds(self) -> float:
+        return max(self.limits.values())
+
+    @property
+    def bound(self) -> str:
+        """The part of the device that takes longest."""
+        return max(self.limits, key=self.limits.__getitem__)
+
+    @property
     def pairs_per_second(self) -> float:
-        """With all rows filled; 0 if the machine's speed is not known."""
-        return self.shape.rows / self.roofline.seconds if self.roofline.seconds else 0.0
+        """With all rows filled; 0 if the device's speed is not known."""
+        return self.shape.rows / self.seconds if self.seconds else 0.0
 
 
 def plan_step(scorer: AbstractScorer, topology: Topology, shape: Shape, static: Static) -> StepPlan:
@@ -87,13 +104,12 @@ def plan_step(scorer: AbstractScorer, topology: Topology, shape: Shape, static: 
     flops = rows * work.operations
     if platform == "gpu":
         moved = itemsize * (work.weights + rows * (work.activations + work.scores)) + SCORE_BYTES * rows * work.scores
-        counts = Counts(flops, moved)
-        return StepPlan(shape, counts, roofline(counts, topology, 8 * itemsize))
+        return StepPlan(shape, flops, moved, limits(topology, 8 * itemsize, flops, moved))
     start = time.perf_counter()
     compiled, memory = _compile(scorer.trace(shape, static), shape, topology.chip.memory)
     seconds = time.perf_counter() - start
     program = hlo.parse(compiled.as_text() or "")
-    moved = bytes_moved(program)
+    moved, collectives = bytes_moved(program), collectives_of(program)
     if platform == "tpu":
         again = (
             keys_read_again(each.length, sizes.heads, sizes.kv_heads, sizes.causal, each.window)
@@ -101,8 +117,24 @@ def plan_step(scorer: AbstractScorer, topology: Topology, shape: Shape, static: 
             if each.outputs > 1
         )
         moved += 2 * rows * sum(again) * sizes.head_dim * itemsize  # keys, and as many values
-    counts = Counts(flops, moved, collectives_of(program))
-    return StepPlan(shape, counts, roofline(counts, topology, 8 * itemsize), memory, seconds, compiled)
+    least = limits(topology, 8 * itemsize, flops, moved, sum(each.sent_bytes for each in collectives))
+    return StepPlan(shape, flops, moved, least, collectives, memory, seconds, compiled)
+
+
+def limits(topology: Topology, bits: int, flops: float, moved: float, sent: float = 0.0) -> dict[str, float]:
+    """Seconds of a step at the peak of each part of a device.
+
+    Args:
+        bits: of the numbers that are multiplied.
+        flops: operations of one device.
+        moved, sent: bytes between it and its memory, and to other devices.
+    """
+    chip = topology.chip
+    return {
+        "matrix": flops / (chip.float32_flops if bits >= 32 else chip.flops),
+        "memory": moved / chip.bandwidth,
+        "interconnect": sent and sent / (chip.link_bandwidth * max(topology.links, 1)),
+    }
 
 
 def scores_on_tpu(length: int, causal: bool, window: int) -> int:
@@ -143,7 +175,6 @@ def _compile(traced: jax.stages.Traced, shape: Shape, available: float) -> tuple
 
 def bytes_needed(message: str) -> float | None:
     """Bytes that a program needs, where the compiler's message says so."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", message) or re.search(
-        r"temporaries \(([\d.]+)([KMGT]?)\)", message
-    )
+    amount = r"([\d.]+)([KMGT]?)"
+    found = re.search(f"[Uu]sed {amount} of", message) or re.search(rf"temporaries \({amount}\)", message)
     return float(found[1]) * UNITS[found[2]] if found else None

@@ -68,14 +68,8 @@ def of_lengths(path: Path, pairs: int | None, query_tokens: int) -> Workload:
     return Workload(total, f"lengths of {path.name}", shard)
 
 
-def of_sample(path: Path, sample: list[tuple[str, str]], pairs: int | None) -> Workload:
-    """Pairs like those of a sample.
-
-    Args:
-        path: where the sample is from.
-        pairs: of the job; None for as many as in the sample.
-    """
-    total = len(sample) if pairs is None else pairs
+def of_sample(path: Path, sample: list[tuple[str, str]], pairs: int) -> Workload:
+    """As many pairs as the job has, like those of a sample, which is from the file `path`."""
 
     def shard(spec: Spec) -> TokenizedPairs:
         if not spec.tokenizer.files:
@@ -94,10 +88,10 @@ def of_sample(path: Path, sample: list[tuple[str, str]], pairs: int | None) -> W
         sound = np.setdiff1d(np.arange(len(sample)), list(tokenized.faults))
         if len(sound) == 0:
             raise ValueError(f"no pair of {path} can be scored; pair 0: {tokenized.faults[0]}")
-        chosen = np.random.default_rng(SEED).choice(sound, _rows(total)) if total > len(sound) else sound
+        chosen = np.random.default_rng(SEED).choice(sound, _rows(pairs)) if pairs > len(sound) else sound
         return _pairs(spec, tokenized.query_lengths[chosen], tokenized.passage_lengths[chosen])
 
-    return Workload(total, f"lengths of {path.name}", shard)
+    return Workload(pairs, f"lengths of {path.name}", shard)
 
 
 def _rows(pairs: int | None) -> int:

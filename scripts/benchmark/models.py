@@ -42,9 +42,8 @@ def make_model(name: str, out: Path, tokenizers: Path, layers: int | None) -> di
         layers: with fewer than the model has, cutoff and compression happen in the same place in proportion.
     """
     published = PUBLISHED[name]
-    write_checkpoint(
-        name, out, tokenizer=tokenizers / published.tokenizer, layers=layers, seed=0, shard_bytes=5_000_000_000
-    )
+    tokenizer = tokenizers / published.tokenizer
+    write_checkpoint(name, out, tokenizer=tokenizer, layers=layers, seed=0, shard_bytes=5_000_000_000)
     if layers is None:
         return dict(published.init)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))

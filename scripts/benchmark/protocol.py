@@ -72,10 +72,8 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
-        self._errors.close()
+        with self._errors, self._process:  # its input ends, and it does
+            pass
 
 
 def serve(make: Callable[[dict[str, Any]], Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from flax_rerank.models.splash import kernel_scores
 from flax_rerank.planning.analysis import FREE
-from flax_rerank.planning.hlo import Computation, Instruction, Program
+from flax_rerank.planning.hlo import Computation, Instruction
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,21 @@ class Product:
     by_kernel: bool = False
 
 
-def products_of(program: Program, *, causal: bool = False) -> list[Product]:
+def products_of(program: Computation, *, causal: bool = False) -> list[Product]:
     """All products; `causal` is whether the attention of our kernels is."""
-    return [
-        product
-        for computation, each, times in program.executed()
-        for product in _products(program, computation, each, times, causal)
-    ]
+    return [product for each, times in program.executed() for product in _products(each, times, causal)]
 
 
-def flops_of(program: Program, *, causal: bool = False) -> float:
+def flops_of(program: Computation, *, causal: bool = False) -> float:
     return sum(each.times * each.flops for each in products_of(program, causal=causal))
 
 
-def copies_of(program: Program, dims: Sequence[tuple[int, ...]]) -> list[Instruction]:
+def copies_of(program: Computation, dims: Sequence[tuple[int, ...]]) -> list[Instruction]:
     """Instructions that write an array of one of these shapes (axes of size one aside) to main memory: a program that
     takes weights as they lie has none."""
     wanted = {_without_ones(each) for each in dims}
     found = []
-    for _, each, _ in program.executed():
+    for each, _ in program.executed():
         # What a copy-start names besides its result is its operand.
         written = each.result[:1] if each.opcode == "copy-start" else each.result
         if each.opcode not in (*FREE, "slice-start"):
@@ -52,16 +48,13 @@ def _without_ones(dims: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in dims if size != 1)
 
 
-def _products(
-    program: Program, computation: Computation, each: Instruction, times: float, causal: bool
-) -> list[Product]:
+def _products(each: Instruction, times: float, causal: bool) -> list[Product]:
     """The matrix products of an instruction, and of all that are fused into it."""
     if each.opcode == "fusion":
-        called = program.computations[each.calls("calls")]
-        inside = called.instructions.values()
-        return [product for inner in inside for product in _products(program, called, inner, times, causal)]
+        inside = each.called[0].instructions.values()
+        return [product for inner in inside for product in _products(inner, times, causal)]
     count = {"dot": _dot, "convolution": _convolution, "custom-call": _kernel}.get(each.opcode)
-    operands = [computation.instructions[name].result[0] for name in each.operands if count]
+    operands = [operand.result[0] for operand in each.operands if count]
     flops = count(each, operands, causal) if count else 0
     dtypes = tuple(operand.dtype for operand in operands[:2])
     return [Product(times, flops, dtypes, each.opcode == "custom-call")] if flops else []

@@ -63,7 +63,7 @@ def test_copies_of_a_layer_or_of_the_stack_are_found():
 
 
 def test_what_a_device_of_a_ring_sends():
-    ring = {"times": 3, "devices": 4, "operand_bytes": 800, "result_bytes": 400, "source": ""}
+    ring = {"times": 3, "devices": 4, "operand_bytes": 800, "result_bytes": 400}
     assert Collective("all-reduce", **ring).sent_bytes == 3 * 900
     assert Collective("reduce-scatter", **ring).sent_bytes == 3 * 600
     assert Collective("all-gather", **ring).sent_bytes == 3 * 300

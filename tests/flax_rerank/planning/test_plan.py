@@ -9,11 +9,9 @@ from compiled_programs import flops_of
 from flax_rerank.operations import Sizes, all_scores, count_work
 from flax_rerank.planning import hlo
 from flax_rerank.planning import plan as planning
-from flax_rerank.planning.chips import CHIPS, GIB
 from flax_rerank.planning.plan import make_plan, nearest_that_fits, sensible_meshes
-from flax_rerank.planning.roofline import Counts, roofline
-from flax_rerank.planning.step import DoesNotFit, StepPlan, bytes_needed, sizes_on_a_device
-from flax_rerank.planning.topology import find_topology
+from flax_rerank.planning.step import DoesNotFit, StepPlan, bytes_needed, limits, sizes_on_a_device
+from flax_rerank.planning.topology import CHIPS, GIB, find_topology
 from flax_rerank.planning.workload import longest
 from flax_rerank.sharding import MeshError, ShardingRules, make_mesh
 
@@ -55,8 +53,8 @@ def test_the_compiled_step_computes_what_is_counted(small):
     plan = make_plan(small(max_length=LENGTH), find_topology("cpu:8"), longest(None), mesh="data=4,model=2")
     ((step, _),) = plan.best.steps.values()
     assert step.shape.length == LENGTH
-    assert flops_of(hlo.parse(step.compiled.as_text())) == pytest.approx(step.counts.flops, rel=0.02)
-    reductions = [each.times for each in step.counts.collectives if each.kind == "all-reduce"]
+    assert flops_of(hlo.parse(step.compiled.as_text())) == pytest.approx(step.flops, rel=0.02)
+    reductions = [each.times for each in step.collectives if each.kind == "all-reduce"]
     assert reductions.count(LAYERS - 1) == 2
 
 
@@ -73,10 +71,12 @@ def test_the_job_takes_as_long_as_its_steps(small):
     plan = make_plan(small(max_length=LENGTH), find_topology("h100:8"), longest(10**6), price=2.0)
     ((step, per_pair),) = plan.best.steps.values()
     work = count_work(SIZES, LENGTH, count_scores=all_scores)
-    assert step.counts.flops == work.operations * step.shape.rows / 8
-    assert step.roofline.matrix == step.counts.flops / CHIPS["h100"].flops
-    assert step.roofline.memory > 2 * (work.weights + work.activations * step.shape.rows / 8) / CHIPS["h100"].bandwidth
-    assert plan.hours == pytest.approx(10**6 * per_pair * step.roofline.seconds / 3600)
+    assert step.flops == work.operations * step.shape.rows / 8
+    assert step.limits["matrix"] == step.flops / CHIPS["h100"].flops
+    assert (
+        step.limits["memory"] > 2 * (work.weights + work.activations * step.shape.rows / 8) / CHIPS["h100"].bandwidth
+    )
+    assert plan.hours == pytest.approx(10**6 * per_pair * step.seconds / 3600)
     assert plan.cost == pytest.approx(plan.hours * 8 * 2.0)
 
 
@@ -105,7 +105,7 @@ def uncompiled(monkeypatch):
     """Steps of which only the shape is known."""
 
     def step(scorer, topology, shape, static):
-        return StepPlan(shape, Counts(1.0, 1.0), roofline(Counts(1.0, 1.0), topology, 32))
+        return StepPlan(shape, 1.0, 1.0, limits(topology, 32, 1.0, 1.0))
 
     monkeypatch.setattr(planning, "plan_step", step)
     return step

@@ -38,7 +38,7 @@ def test_a_sample_is_tokenised_and_drawn_from(tmp_path, reranker):
     spec = find_spec(str(CASES / "encoder-xlmr"))
     sample = [("what is panda?", "a bear"), ("what is panda?", "a bear " * 40)]
     expected = reranker("encoder-xlmr").prepare(sample).tokens
-    assert of_sample(tmp_path / "s", sample, None).shard(spec).lengths.tolist() == expected.tolist()
+    assert of_sample(tmp_path / "s", sample, 2).shard(spec).lengths.tolist() == expected.tolist()
     drawn = of_sample(tmp_path / "s", sample, 1000).shard(spec)
     assert set(drawn.lengths.tolist()) == set(expected.tolist())
     # In the job, they stand for different pairs: each of them is computed.
@@ -47,4 +47,4 @@ def test_a_sample_is_tokenised_and_drawn_from(tmp_path, reranker):
 
 def test_a_sample_takes_the_models_tokenizer(small, tmp_path):
     with pytest.raises(ValueError, match=r"only the config of .* is known: give its folder, or the lengths"):
-        of_sample(tmp_path / "s", [("a", "b")], None).shard(small())
+        of_sample(tmp_path / "s", [("a", "b")], 1).shard(small())
