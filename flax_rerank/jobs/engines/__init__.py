@@ -27,12 +27,7 @@ def engine_of(options: JobOptions, settings: Mapping[str, Any]) -> LocalEngine |
     """
     show = sys.stderr.isatty() if options.show_progress_bar is None else options.show_progress_bar
     if options.engine == "ray":
-        return RayEngine(
-            address=options.ray_address,
-            actors=options.ray_actors,
-            resources=dict(options.ray_resources),
-            show_progress_bar=show,
-        )
+        return RayEngine(options.ray_address, options.ray_actors, dict(options.ray_resources), show)
     if options.num_shards is not None and options.shard_index is not None:
         return LocalEngine(options.shard_index, options.num_shards, show_progress_bar=show)
     place = options.coordinator, options.num_processes, options.process_id

@@ -199,7 +199,7 @@ def test_a_ray_worker_that_is_killed_loses_no_row(ray_cluster, make_job, tmp_pat
     fake = make_job([*"abcdefghij", "fault"], on_run=dies_once)
     cloudpickle.register_pickle_by_value(sys.modules[fake.job.load.__module__])
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    result = run_job(fake.job, RayEngine(), file=fake.file)
+    result = run_job(fake.job, RayEngine())
     assert died.exists()
     assert [row["passage"] for row in fake.rows()] == list("abcdefghij")
     assert (result.summary["shards"], result.summary["rows"], result.summary["rejects"]) == (4, 10, 1)
@@ -209,5 +209,5 @@ def test_a_ray_worker_that_is_killed_loses_no_row(ray_cluster, make_job, tmp_pat
 def test_what_goes_wrong_in_a_ray_worker_is_raised(ray_cluster, make_job):
     fake = make_job(["a", "b", "c", "d", "bad"]).but(strict=True)
     with pytest.raises(ValueError, match=r"^\S*pairs\.jsonl:5: not JSON"):
-        run_job(fake.job, RayEngine(), file=fake.file)
-    assert not Path(fake.file.path).exists()
+        run_job(fake.job, RayEngine())
+    assert not Path(fake.job.file).exists()
