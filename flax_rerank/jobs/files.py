@@ -44,12 +44,12 @@ def compression_of(path: str) -> str:
 
 
 def open_raw(path: str) -> io.BufferedIOBase:
-    """A file's bytes as they are stored. The stream can seek.
+    """A file's bytes as they are stored, in a stream that can seek.
 
-    Raises:
-        FileNotFoundError, IsADirectoryError: named by path.
-        ImportError: a URL without fsspec, or without the package that its file system needs.
+    Raises OSError that names the path, and ImportError for a URL without fsspec or the package of its file system.
     """
+    if not is_url(path):
+        return open(path, "rb")
     filesystem, name = _filesystem_of(path)
     if filesystem.isdir(name):
         raise IsADirectoryError(f"{path} is a directory, not a file")
@@ -60,10 +60,9 @@ def open_raw(path: str) -> io.BufferedIOBase:
 
 
 def open_input(path: str) -> io.BufferedIOBase:
-    """A file's bytes, decompressed. The stream can seek if the file is not compressed.
+    """A file's bytes, decompressed, in a stream that can seek if they were not compressed.
 
-    Raises:
-        OSError: as `open_raw`; and, while reading, compressed data that is damaged or cut off.
+    Raises as `open_raw`; and, while reading, OSError for compressed data that is damaged or cut off.
     """
     compression = compression_of(path)
     if compression == ".zst":
@@ -74,18 +73,14 @@ def open_input(path: str) -> io.BufferedIOBase:
 
 @contextmanager
 def open_output(path: str, *, raw: bool = False) -> Iterator[BinaryIO]:
-    """A stream to a new file. It exists, complete, when the block is left, and not at all after an exception.
+    """A stream to a file, which is complete when the block is left, and unchanged after an exception.
 
-    The stream writes a partial file beside a local path, or in the temporary folder of this machine for a URL: left
-    half-way, a stream to an object store would still make an object.
-
-    Args:
-        path: the file; an old one is replaced. Missing folders are made.
-        raw: the bytes are compressed already.
+    Missing folders are made. With `raw`, the bytes are compressed already.
     """
     filesystem, name = _filesystem_of(path)
     if not is_url(path) and filesystem.isdir(name):
         raise IsADirectoryError(f"{path} is a directory, not a file")
+    # Not a stream to an object store: left half-way, it would still make an object.
     folder = tempfile.gettempdir() if is_url(path) else os.path.dirname(name) or "."
     os.makedirs(folder, exist_ok=True)
     partial = f"{folder}/.{os.path.basename(name)}{PARTIAL}{secrets.token_hex(8)}"
@@ -98,10 +93,9 @@ def open_output(path: str, *, raw: bool = False) -> Iterator[BinaryIO]:
 
 
 def create(path: str, data: bytes) -> bool:
-    """Write a file unless it exists. Returns whether this process wrote it.
+    """Write a file unless it exists, and return whether this process wrote it: one of several does.
 
-    Exactly one of several processes does, except on a disk without hard links: there, processes that start at the same
-    moment can each write it, and the last one stays.
+    On a disk without hard links, processes that start at the same moment can each write it, and the last one stays.
     """
     filesystem, name = _filesystem_of(path)
     filesystem.makedirs(os.path.dirname(name), exist_ok=True)
@@ -113,11 +107,7 @@ def create(path: str, data: bytes) -> bool:
 
 
 def concatenate(parts: Sequence[str], path: str) -> None:
-    """Write one file with the bytes of all parts. Compressed parts are not decompressed.
-
-    Raises:
-        ValueError: the parts are not compressed as `path` is.
-    """
+    """Write one file with the bytes of all parts. Raises ValueError if they are not compressed as `path` is."""
     for part in parts:
         if compression_of(part) != compression_of(path):
             raise ValueError(f"{part} and {path} are not compressed alike")
@@ -252,9 +242,8 @@ def _create(path: str, data: bytes, mode: str) -> None:
 
 # The local disk, by the methods of an fsspec file system that are called here: fsspec is optional.
 _LOCAL_DISK = SimpleNamespace(
-    **{"open": open, "exists": os.path.exists, "isdir": os.path.isdir, "size": os.path.getsize},
-    **{"makedirs": os.makedirs, "info": lambda path: {}, "ls": _list, "rm": _remove},
-    **{"put_file": _move, "pipe_file": _create},
+    **{"exists": os.path.exists, "isdir": os.path.isdir, "size": os.path.getsize, "makedirs": os.makedirs},
+    **{"info": lambda path: {}, "ls": _list, "rm": _remove, "put_file": _move, "pipe_file": _create},
 )
 
 

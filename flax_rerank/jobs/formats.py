@@ -24,19 +24,14 @@ PARQUET_COMPRESSION = "zstd"
 class Format:
     """JSON lines or a TREC run (.gz, .zst or neither), or Parquet (needs pyarrow).
 
-    Attributes:
-        suffix: what file names end in; it names the format.
-        schema: for Parquet, the schema of the records. Without it, each part has the fields and types of its own
-            records (a field that a record lacks is null), and the joined file has types that hold all values.
-        tag: for a TREC run, its name.
-
-    Raises:
-        ValueError: the tag of a TREC run is not one word.
+    Raises ValueError if the tag of a TREC run is not one word.
     """
 
-    suffix: str
+    suffix: str  # what file names end in; it names the format
+    # Of the records, for Parquet. Without it, each part has the fields and types of its own records (a field that a
+    # record lacks is null), and the joined file has types that hold all values.
     schema: "pa.Schema | None" = None
-    tag: str = TAG
+    tag: str = TAG  # the name of a TREC run
 
     def __post_init__(self) -> None:
         if self.is_run and (len(self.tag.split()) != 1 or self.tag != self.tag.strip()):
@@ -51,9 +46,8 @@ class Format:
         """Write one shard's rows with their scores (a float array [rows] for each field) to a new file.
 
         Raises:
-            ValueError: the values of a field do not fit one Parquet column; a TREC run with more than one score, or
-                with a row that has no qid and docid.
-            TypeError: a record holds a value that JSON has no type for, such as a date from a Parquet file.
+            ValueError: values that do not fit one Parquet column; a TREC run with several scores or without ids.
+            TypeError: a value that JSON has no type for, such as a date from a Parquet file.
         """
         if self.suffix == PARQUET:
             _write_parquet(path, rows, scores, self.schema)
@@ -65,8 +59,7 @@ class Format:
     def join(self, parts: Sequence[str], path: str) -> None:
         """Write one file with all rows of the parts, in order. One part at a time is in memory.
 
-        Raises:
-            ValueError: no type holds the values that a field has in two Parquet parts.
+        Raises ValueError if no type holds the values that a field has in two Parquet parts.
         """
         if self.suffix != PARQUET:
             files.concatenate(parts, path)
@@ -84,10 +77,9 @@ class Format:
 
 
 def format_of(path: str, *, schema: "pa.Schema | None" = None, tag: str = TAG) -> Format:
-    """The format that a file's name ends in: .jsonl, .trec, .run or .txt (also with .gz or .zst), or .parquet.
+    """The format that a file's name says: .jsonl, .trec, .run or .txt (also with .gz or .zst), or .parquet.
 
-    Raises:
-        ValueError: the name has another suffix.
+    Raises ValueError for another suffix.
     """
     compression = files.compression_of(path)
     stem = path.removesuffix(compression)

@@ -15,9 +15,7 @@ from flax_rerank.jobs.sources import Source, TrecSource, beir_files, open_source
 def source_of(options: JobOptions, stack: ExitStack) -> Source:
     """The input. The stack keeps a copy of standard input until it is left.
 
-    Raises:
-        ValueError: no file matches a pattern; the input is the output; and as `open_source`.
-        FileNotFoundError: the BEIR folder has no texts.
+    Raises ValueError if no file matches a pattern, if the input is the output, and as `open_source`.
     """
     # Ray's processes have another working directory.
     path_of = files.absolute if options.engine == "ray" else str

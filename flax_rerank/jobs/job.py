@@ -26,33 +26,19 @@ MARKER = re.compile(r"(part-(\d+))\.(\d+)\.json")
 
 @dataclass(frozen=True)
 class Job:
-    """An input, a reranker and an output; small enough to send to another machine.
-
-    Attributes:
-        source: the input.
-        format: the format of the output.
-        folder: where the files of the job are, a path or URL that all machines see.
-        file: the one file that the parts become; the job's folder is then removed. None to keep the parts.
-        model: the reranker's folder or its name on the hub.
-        load: makes the reranker.
-        settings: what the output depends on apart from the input and the weights, by name; JSON values.
-        cache_dir: where snapshots from the hub are kept.
-        shard_rows: rows of a shard.
-        strict: stop at the first row that cannot be scored; by default it goes to the rejects.
-        warmup: compile all shapes before the first shard.
-    """
+    """An input, a reranker and an output; small enough to send to another machine."""
 
     source: Source
     format: Format
-    folder: str
-    file: str | None
-    model: str
+    folder: str  # a path or URL that all machines see
+    file: str | None  # the one file that the parts become, after which the folder is removed; None to keep the parts
+    model: str  # the reranker's folder or its name on the hub
     load: Callable[[], AbsReranker]
-    settings: Mapping[str, Any]
-    cache_dir: str | None
+    settings: Mapping[str, Any]  # what the output depends on apart from input and weights, by name; JSON values
+    cache_dir: str | None  # where snapshots from the hub are kept
     shard_rows: int
-    strict: bool
-    warmup: bool
+    strict: bool  # stop at the first row that cannot be scored; by default it goes to the rejects
+    warmup: bool  # compile all shapes before the first shard
 
     @property
     def manifest(self) -> str:
@@ -76,10 +62,8 @@ class Job:
         return f"{self.folder}/done/part-{shard:05d}.{part_bytes}.json"
 
     def finished(self) -> dict[int, str]:
-        """The markers of the finished shards, by shard: those with a part of the size in the marker's name.
-
-        It takes two listings, however many shards there are.
-        """
+        """The markers of the finished shards, by shard: those with a part of the size in the marker's name."""
+        # Two listings, however many shards there are: on an object store, each marker would be a request.
         parts = files.sizes(f"{self.folder}/parts")
         markers = filter(None, map(MARKER.fullmatch, files.sizes(f"{self.folder}/done")))
         return {
@@ -97,11 +81,7 @@ class Job:
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds; None if it does not exist.
-
-    Raises:
-        ValueError: the file is not JSON.
-    """
+    """What a JSON file holds; None if it does not exist. Raises ValueError if it is not JSON."""
     if not files.exists(path):
         return None
     with files.open_raw(path) as stream:

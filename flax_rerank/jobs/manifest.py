@@ -62,8 +62,7 @@ def checkpoint_digest(job: Job) -> str:
 def check(job: Job, description: Description) -> Mapping[str, Any] | None:
     """The manifest in the job's folder; None if the folder is empty or does not exist.
 
-    Raises:
-        ValueError: the manifest is that of another job, or the folder holds something else. Names all that differs.
+    Raises ValueError, with all that differs, for the manifest of another job, or if the folder holds something else.
     """
     manifest = read_json(job.manifest)
     if manifest is None:
@@ -80,8 +79,7 @@ def check(job: Job, description: Description) -> Mapping[str, Any] | None:
 def begin(job: Job, description: Description, shards: Sequence[Shard], reranker: AbsReranker) -> Table:
     """The table of shapes of a job. Writes the manifest if the job has none.
 
-    Raises:
-        ValueError: as `check`; or the job began with another dtype, platform or mesh than the reranker has.
+    Raises ValueError as `check`; or if the job began with another dtype, platform or mesh than the reranker has.
     """
     mesh = reranker.mesh
     description = {
@@ -102,8 +100,7 @@ def begin(job: Job, description: Description, shards: Sequence[Shard], reranker:
 def fit_table(job: Job, shards: Sequence[Shard], reranker: AbsReranker) -> Table:
     """The shapes that fit the first shard, and some above these for longer pairs in other shards.
 
-    Raises:
-        ValueError: no row of the whole input can be scored; names the first.
+    Raises ValueError, with the first row, if no row of the whole input can be scored.
     """
     first: str | None = None
     for shard in shards:

@@ -16,11 +16,8 @@ from flax_rerank.jobs.sources import ParquetSource, Source, TrecSource
 def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
     """The job's folder, and the file that its parts become, or None where the folder itself is the output.
 
-    The stack keeps a temporary file for standard output until it is left.
-
-    Raises:
-        ValueError: a format is given for a file whose name says it.
-        NotADirectoryError, IsADirectoryError: the output is to be a folder and is a file, or the other way round.
+    The stack keeps a temporary file for standard output until it is left. Raises ValueError if a format is given for a
+    file whose name says it, and OSError where a folder is to be written and a file is, or the other way round.
     """
     output = options.output
     if output == STANDARD_STREAM:
@@ -38,11 +35,7 @@ def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
 
 
 def format_for(file: str | None, options: JobOptions, source: Source, scores: int) -> Format:
-    """The format of the output, which each row goes to with so many scores.
-
-    Raises:
-        ValueError: a TREC run is to be written of pairs, or with several scores.
-    """
+    """The format of the output. Raises ValueError for a TREC run of pairs, or with several scores for each row."""
     schema = source.schema() if isinstance(source, ParquetSource) else None
     chosen = format_of(file or f".{options.format or 'jsonl'}", schema=schema, tag=options.tag)
     if chosen.is_run and not isinstance(source, TrecSource):

@@ -6,48 +6,28 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """One pair of the input.
+    """One pair of the input."""
 
-    Attributes:
-        number: its line (of text) or row (of a table) in its file, from 1.
-        query, passage: the texts.
-        record: its fields in the output.
-    """
-
-    number: int
+    number: int  # its line (of text) or row (of a table) in its file, from 1
     query: str
     passage: str
-    record: Mapping[str, Any]
+    record: Mapping[str, Any]  # its fields in the output
 
 
 class Reject(NamedTuple):
-    """A row of the input that cannot be scored.
-
-    Attributes:
-        file: its file.
-        number: its line or row, from 1.
-        reason: why it cannot be scored.
-    """
+    """A row of the input that cannot be scored."""
 
     file: str
-    number: int
+    number: int  # its line or row, from 1
     reason: str
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of an input. Every process always cuts the input into the same shards.
+    """A part of an input. Every process always cuts the input into the same shards."""
 
-    Attributes:
-        index: its position among the shards, from 0.
-        file: its file.
-        first: its first row (line), from 1.
-        rows: how many rows (lines) it has.
-        offset: where reading starts, for files that can seek: a byte, or a row group.
-    """
-
-    index: int
+    index: int  # its position among the shards, from 0
     file: str
-    first: int
-    rows: int
-    offset: int
+    first: int  # its first row (line), from 1
+    rows: int  # how many rows (lines) it has
+    offset: int  # where reading starts, for files that can seek: a byte, or a row group

@@ -20,32 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class Result(NamedTuple):
-    """The result of a run of a job.
+    """The result of a run of a job."""
 
-    Attributes:
-        complete: whether all shards of the job are finished; if not, other processes still work on theirs.
-        summary: of all shards; while the job is not complete, of those that this process has just scored.
-            None in a process that writes nothing, since another one writes for it.
-    """
-
-    complete: bool
+    complete: bool  # all shards of the job are finished; if not, other processes still work on theirs
+    # Of all shards; while the job is not complete, of those that this process has just scored. None in a process that
+    # writes nothing, since another one writes for it.
     summary: Summary | None
 
 
 def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = False) -> Result:
-    """Score the shards that are not finished.
+    """Score the shards that are not finished. With `overwrite`, first remove an output or another job.
 
-    Args:
-        job: the job.
-        engine: what runs its shards.
-        overwrite: start anew, even if the output or another job exists.
-
-    Raises:
-        ValueError: the folder has another job in it; an input that is wrong as a whole; several processes for one
-            file, or to start anew; in a strict job, a row that cannot be scored.
-        FileExistsError: the file exists, and is not that of this job.
-        FloatingPointError: no score of a shard is finite.
-        SystemExit: a signal to stop came; the code is 143 or 130. Finished shards stay.
+    Raises as `score_files`; and ValueError for several processes that write one file or start anew.
     """
     if engine.count > 1 and not engine.lock_step:
         if job.file is not None:
@@ -84,9 +70,7 @@ def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = Fals
 def find_complete(job: Job, description: Description, overwrite: bool) -> Summary | None:
     """The summary of an earlier run that completed the job's one file; None if there is work to do.
 
-    Raises:
-        ValueError: as `check`.
-        FileExistsError: the file exists, and this job did not write it.
+    Raises ValueError as `check`, and FileExistsError if this job did not write the file that exists.
     """
     if overwrite:
         remove_earlier(job)
@@ -105,11 +89,7 @@ def find_complete(job: Job, description: Description, overwrite: bool) -> Summar
 
 
 def remove_earlier(job: Job) -> None:
-    """Remove an earlier job, except the one file, which is replaced when the new one is complete.
-
-    Raises:
-        ValueError: the manifest is not JSON.
-    """
+    """Remove an earlier job, except the one file, which is replaced when the new one is complete."""
     if job.file is not None:
         files.remove(job.summary)
     # `check` refuses a folder without a manifest, which is removed last: it says what the others are.

@@ -36,13 +36,9 @@ class ScoredShard(NamedTuple):
 
 
 class ShardScorer:
-    """Loads the reranker of a job and scores shards with it.
+    """Loads the reranker of a job and scores shards with it."""
 
-    Attributes:
-        table: the shapes of the job's batches, to be set before `prepare`; see `manifest.begin`.
-    """
-
-    table: Table = ()
+    table: Table = ()  # the shapes of the job's batches, to be set before `prepare`; see `manifest.begin`
 
     def __init__(self, job: Job) -> None:
         start = time.perf_counter()
@@ -77,11 +73,7 @@ class ShardScorer:
         return PreparedShard(shard, rows, rejects, prepared)
 
     def score(self, ready: PreparedShard, show_progress_bar: bool = False) -> ScoredShard:
-        """Run the devices.
-
-        Raises:
-            FloatingPointError: no score of the shard is finite, or one is not in a strict job.
-        """
+        """Run the devices. Raises FloatingPointError if no score of the shard is finite; ValueError as `prepare`."""
         shard, rows, rejects, prepared = ready
         if not self._warm and prepared.table:
             self._once["warmup"] = self.reranker.warmup(prepared)

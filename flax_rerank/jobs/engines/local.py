@@ -24,18 +24,12 @@ LONGEST_TABLE = 64
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """One of `count` processes that share the shards of a job.
+    """One of `count` processes that share the shards of a job."""
 
-    Attributes:
-        index: which; it takes the shards with these numbers modulo `count`.
-        count: how many.
-        lock_step: the model's mesh spans processes: all of them take part in every shard, and the first one alone
-            reads the job's folder and writes to it.
-        show_progress_bar: show the progress.
-    """
-
-    index: int = 0
+    index: int = 0  # which; it takes the shards with these numbers modulo `count`
     count: int = 1
+    # The model's mesh spans processes: all of them take part in every shard, and the first one alone reads the job's
+    # folder and writes to it.
     lock_step: bool = False
     show_progress_bar: bool = False
 
@@ -51,18 +45,10 @@ class LocalEngine:
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
     ) -> Sequence[Marker]:
-        """Score the shards of this process that are not finished.
+        """Score the shards of this process that are not finished, and return the markers that it wrote.
 
         A signal to stop drops the shard on the devices; one that is scored is still written. In lock step the shard is
-        finished first, since a process that left would let the others wait.
-
-        Returns:
-            The markers that this process wrote.
-
-        Raises:
-            ValueError: the job's folder has another job in it; in a strict job, a row that cannot be scored.
-            FloatingPointError: no score of a shard is finite.
-            SystemExit: a signal to stop.
+        finished first, since a process that left would let the others wait. Raises as `run_job`.
         """
         mine = shards if self.lock_step else shards[self.index :: self.count]
         todo = unfinished(job, mine) if self.writes else []

@@ -24,18 +24,11 @@ FAULTS = (ValueError, FloatingPointError, MemoryError)
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Actors that each hold the reranker. This process only gives out the shards; it never loads the model.
+    """Actors that each hold the reranker. This process only gives out the shards; it never loads the model."""
 
-    Attributes:
-        address: of a cluster; None for that of RAY_ADDRESS, or else a new one on this machine.
-        actors: how many.
-        resources: of each, by Ray's names: CPU, GPU, TPU or others.
-        show_progress_bar: show the progress.
-    """
-
-    address: str | None = None
+    address: str | None = None  # of a cluster; None for that of RAY_ADDRESS, or else a new one on this machine
     actors: int = 1
-    resources: Mapping[str, float] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)  # of each, by Ray's names: CPU, GPU, TPU or others
     show_progress_bar: bool = False
 
     count = 1
@@ -49,14 +42,9 @@ class RayEngine:
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
     ) -> Sequence[Marker]:
-        """Score the shards that are not finished.
+        """Score the shards that are not finished, and return the markers that the actors wrote.
 
-        Returns:
-            The markers that the actors wrote.
-
-        Raises:
-            As `LocalEngine.run`.
-            RayError: whatever else goes wrong in an actor.
+        Raises as `LocalEngine.run`, and RayError for any other error in an actor.
         """
         todo = unfinished(job, shards)
         if not todo:

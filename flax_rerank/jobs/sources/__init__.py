@@ -21,13 +21,7 @@ def open_source(
 ) -> JsonlSource | ParquetSource:
     """The source for files of pairs, by their suffix: JSON lines (.gz, .zst or neither) or Parquet.
 
-    Args:
-        paths: the files, in order, all of one kind.
-        query_field, passage_field: the fields, or columns, of the texts.
-
-    Raises:
-        ValueError: no files, one of another kind, or files of two kinds.
-        IsADirectoryError: a folder.
+    Raises ValueError for no files, other files or files of two kinds, and IsADirectoryError for a folder.
     """
     if not paths:
         raise ValueError("no input files")

@@ -47,11 +47,7 @@ class PairSource(ABC):
         return fingerprint([self.kind, self.query_field, self.passage_field], digests)
 
     def shards(self, rows: int) -> list[Shard]:
-        """The input in shards of `rows` rows. Memory grows by a few words a shard.
-
-        Raises:
-            ValueError, OSError: what is wrong with the input as a whole, by file.
-        """
+        """The input in shards of `rows` rows. Raises ValueError or OSError for what is wrong with a whole file."""
         if rows < 1:
             raise ValueError(f"a shard of {rows} rows; it must have at least 1")
         shards: list[Shard] = []
@@ -66,8 +62,7 @@ class PairSource(ABC):
     def read(self, shard: Shard) -> Iterator[Row | Reject]:
         """The rows of a shard, in order, and in their places those that cannot be scored.
 
-        Raises:
-            ValueError: the file has fewer rows than it had.
+        Raises ValueError if the file has fewer rows than it had.
         """
         for number, raw in enumerate(self._rows(shard), start=shard.first):
             try:
@@ -111,11 +106,7 @@ class PairSource(ABC):
 
 
 def exactly(shard: Shard, rows: Iterator[Any]) -> Iterator[Any]:
-    """The next rows, as many as the shard has.
-
-    Raises:
-        ValueError: the file has fewer rows than it had.
-    """
+    """The next rows, as many as the shard has. Raises ValueError if the file has fewer than it had."""
     taken = 0
     for row in islice(rows, shard.rows):
         yield row

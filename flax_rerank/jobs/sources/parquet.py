@@ -23,11 +23,7 @@ class ParquetSource(PairSource):
     kind = "parquet"
 
     def schema(self) -> "pa.Schema":
-        """The columns of all files together, with the types that hold all their values.
-
-        Raises:
-            ValueError: no type holds the values that a column has in two files.
-        """
+        """The columns of all files together, with types that hold all their values. Raises as `unify_schemas`."""
         return unify_schemas({file: schema_of(file) for file in self.files})
 
     def shards(self, rows: int) -> list[Shard]:
@@ -81,11 +77,7 @@ def import_parquet(file: str) -> tuple[Any, Any]:
 
 @contextmanager
 def open_parquet(file: str) -> "Iterator[pq.ParquetFile]":
-    """A Parquet file by path or URL, read piece by piece.
-
-    Raises:
-        ValueError: it is not a Parquet file.
-    """
+    """A Parquet file by path or URL, read piece by piece. Raises ValueError if it is not one."""
     pa, pq = import_parquet(file)
     with files.open_raw(file) as stream:
         try:
@@ -104,8 +96,7 @@ def schema_of(file: str) -> "pa.Schema":
 def unify_schemas(schemas: "dict[str, pa.Schema]") -> "pa.Schema":
     """One schema for the rows of all files: all columns, each with the narrowest type that holds all its values.
 
-    Raises:
-        ValueError: no type holds them; names the column and the file.
+    Raises ValueError, with the column and the file, if no type does.
     """
     import pyarrow as pa
 

@@ -16,8 +16,7 @@ def fingerprint(settings: Sequence[str | int], digests: Sequence[str]) -> str:
 def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
     """The lines of a file (.gz, .zst or neither) that are not blank, each with its number from 1.
 
-    Raises:
-        ValueError: the file has no such lines.
+    Raises ValueError if there are none.
     """
     empty = True
     with files.open_input(path) as stream:
@@ -30,11 +29,7 @@ def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
-    """The JSON object of one line.
-
-    Raises:
-        ValueError: the line is not UTF-8, not JSON, or not an object.
-    """
+    """The JSON object of one line. Raises ValueError if the line is not UTF-8, not JSON, or not an object."""
     try:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -28,16 +28,8 @@ class RunTables:
     """The first `top_k` passages of each query of a run, by score, then rank, with all texts; queries in run order.
 
     The database has no name and is deleted with the object or the process. SQLite chooses its folder (SQLITE_TMPDIR,
-    TMPDIR, /var/tmp).
-
-    Args:
-        run: the run, lines of "qid Q0 docid rank score tag".
-        queries, corpus: the texts; see `read_texts`.
-        top_k: passages a query.
-
-    Raises:
-        ValueError: a malformed line, a passage twice for a query, an id without text or with two, an empty file; each
-            with file and line.
+    TMPDIR, /var/tmp). Raises ValueError, with file and line, for a malformed line, a passage twice for a query, an id
+    without text or with two, and an empty file.
     """
 
     def __init__(self, run: str, queries: str, corpus: str, top_k: int) -> None:

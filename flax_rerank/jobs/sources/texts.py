@@ -18,14 +18,9 @@ TITLED = ("id", "title", "text")
 
 
 def read_texts(path: str, *, titles: bool) -> Iterator[tuple[int, str, str]]:
-    """The line (from 1), id and text of each query or passage in a .jsonl or .tsv (.gz, .zst or neither).
+    """The line (from 1), id and text of each query or passage (with `titles`) in a .jsonl or .tsv (.gz, .zst or not).
 
-    Args:
-        path: the file, or its URL.
-        titles: texts can have them, as passages can and queries cannot.
-
-    Raises:
-        ValueError: another kind of file, or a line at fault, as "path:line: reason".
+    Raises ValueError for another kind of file, or a line at fault, as "path:line: reason".
     """
     stem = path.removesuffix(files.compression_of(path))
     if not stem.endswith((".jsonl", ".tsv")):
@@ -53,11 +48,7 @@ def read_texts(path: str, *, titles: bool) -> Iterator[tuple[int, str, str]]:
 
 
 def beir_files(folder: str) -> tuple[str, str]:
-    """The queries and the corpus of a BEIR folder (a path or a URL).
-
-    Raises:
-        FileNotFoundError: one does not exist.
-    """
+    """The queries and the corpus of a BEIR folder (a path or a URL). Raises FileNotFoundError if one is missing."""
     found = files.sizes(folder)
     for name in ("queries.jsonl", "corpus.jsonl"):
         if name not in found:

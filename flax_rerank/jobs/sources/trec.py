@@ -19,17 +19,12 @@ class TrecSource:
     line in the run; its record has qid, docid, and the run's rank and score as rank and run_score.
 
     Each process reads all files once, on first use, into a temporary database; see `RunTables`.
-
-    Args:
-        run: lines of "qid Q0 docid rank score tag".
-        queries, corpus: .jsonl (BEIR) or .tsv; see `flax_rerank.jobs.sources.texts`.
-        top_k: passages a query.
     """
 
-    run: str
-    queries: str
-    corpus: str
-    top_k: int = 100
+    run: str  # lines of "qid Q0 docid rank score tag"
+    queries: str  # .jsonl (BEIR) or .tsv; see `flax_rerank.jobs.sources.texts`
+    corpus: str  # as queries
+    top_k: int = 100  # passages a query
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.run, self.queries, self.corpus, self.top_k)
@@ -42,10 +37,7 @@ class TrecSource:
     def shards(self, rows: int) -> list[Shard]:
         """The input in shards of whole queries: as many as fit into `rows` rows, but at least one.
 
-        `first` is the position among all rows here, from 1, not a line.
-
-        Raises:
-            ValueError, OSError: all that is wrong with the run and its texts; see `RunTables`.
+        `first` is the position among all rows here, from 1, not a line. Raises as `RunTables`.
         """
         if rows < 1:
             raise ValueError(f"a shard of {rows} rows; it must have at least 1")
