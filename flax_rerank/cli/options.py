@@ -31,7 +31,7 @@ def add_options(group: argparse._ActionsContainer, cls: type, only: Collection[s
     hints = get_type_hints(cls)
     for field in fields(cls):
         if field.metadata.get("cli", True) and (only is None or field.name in only):
-            given = {name: field.metadata[name] for name in ("help", "metavar", "choices") if name in field.metadata}
+            given = {name: field.metadata[name] for name in ("help", "metavar", "choices") if field.metadata.get(name)}
             values = _values(field, hints[field.name])
             if field.default is MISSING and field.default_factory is MISSING:
                 values["required"] = True

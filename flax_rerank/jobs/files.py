@@ -1,9 +1,10 @@
 """Files by path or URL: opened for reading, written so that they appear complete or not at all.
 
-A name with "://" goes to fsspec; all others are local and need nothing but the standard library. What ends in .gz is
-gzip, what ends in .zst is Zstandard (pyarrow's).
+fsspec opens names with "://". All other names are local and need only the standard library. Names in .gz are gzip,
+names in .zst are Zstandard (pyarrow's).
 """
 
+import errno
 import gzip
 import hashlib
 import io
@@ -13,8 +14,9 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 COMPRESSIONS = (".gz", ".zst")
@@ -22,15 +24,17 @@ PARTIAL = ".partial-"
 BLOCK = 1 << 20
 # What object stores say of an object's content, whether it was listed or asked for alone.
 CONTENT_TAGS = ("ETag", "etag", "md5Hash", "crc32c")
+# What file systems without hard links answer.
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 def is_url(path: str) -> bool:
-    """Whether fsspec is to open it."""
+    """Whether fsspec opens it."""
     return "://" in path
 
 
 def absolute(path: str) -> str:
-    """A path as all processes of this machine find it; a URL without a slash at its end."""
+    """A path that is right in any working directory; a URL without a slash at its end."""
     return path.rstrip("/") if is_url(path) else os.path.abspath(path)
 
 
@@ -39,16 +43,14 @@ def compression_of(path: str) -> str:
     return next((suffix for suffix in COMPRESSIONS if path.endswith(suffix)), "")
 
 
-def open_raw(path: str) -> BinaryIO:
-    """A file's bytes as they are stored. The stream can seek.
+def open_raw(path: str) -> io.BufferedIOBase:
+    """A file's bytes as they are stored, in a stream that can seek.
 
-    Raises:
-        FileNotFoundError, IsADirectoryError: named by path.
-        ImportError: a URL without fsspec, or without the package that its file system needs.
+    Raises OSError that names the path, and ImportError for a URL without fsspec or the package of its file system.
     """
     if not is_url(path):
         return open(path, "rb")
-    filesystem, name = filesystem_of(path)
+    filesystem, name = _filesystem_of(path)
     if filesystem.isdir(name):
         raise IsADirectoryError(f"{path} is a directory, not a file")
     try:
@@ -57,71 +59,55 @@ def open_raw(path: str) -> BinaryIO:
         raise FileNotFoundError(f"no such file: {path}") from error
 
 
-def open_input(path: str) -> BinaryIO:
-    """A file's bytes, decompressed. The stream can seek if the file is not compressed.
+def open_input(path: str) -> io.BufferedIOBase:
+    """A file's bytes, decompressed, in a stream that can seek if they were not compressed.
 
-    Raises:
-        OSError: as `open_raw`; and, while reading, compressed data that is damaged or cut off.
+    Raises as `open_raw`; and, while reading, OSError for compressed data that is damaged or cut off.
     """
-    raw = open_raw(path)
     compression = compression_of(path)
-    if not compression:
-        return raw
-    try:
-        stream = gzip.GzipFile(fileobj=raw) if compression == ".gz" else _pyarrow().CompressedInputStream(raw, "zstd")
-    except BaseException:
-        raw.close()
-        raise
-    return io.BufferedReader(_Decompressed(path, raw, stream), BLOCK)
+    if compression == ".zst":
+        _pyarrow()  # before there is a file to close
+    raw = open_raw(path)
+    return io.BufferedReader(_Decompressed(path, raw), BLOCK) if compression else raw
 
 
 @contextmanager
 def open_output(path: str, *, raw: bool = False) -> Iterator[BinaryIO]:
-    """A stream to a new file. It exists, complete, when the block is left, and not at all after an exception.
+    """A stream to a file, which is complete when the block is left, and unchanged after an exception.
 
-    A local file is written under another name beside its place, flushed to the disk and renamed. An object is written
-    to a local temporary file and uploaded then: left half-way, a stream to an object store would still make an object.
-
-    Args:
-        path: the file; an old one is replaced. Local folders on the way are made.
-        raw: the bytes are compressed already.
+    Missing folders are made. With `raw`, the bytes are compressed already.
     """
-    compression = "" if raw else compression_of(path)
-    if is_url(path):
-        filesystem, name = filesystem_of(path)
-        with tempfile.TemporaryDirectory(prefix="flax-rerank-") as folder:
-            spool = os.path.join(folder, "spool")
-            with _writer(spool, compression) as sink:
-                yield sink
-            filesystem.put_file(spool, name)
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
+    filesystem, name = _filesystem_of(path)
+    if not is_url(path) and filesystem.isdir(name):
         raise IsADirectoryError(f"{path} is a directory, not a file")
-    partial = target.with_name(f".{target.name}{PARTIAL}{secrets.token_hex(8)}")
+    # Not a stream to an object store: left half-way, it would still make an object.
+    folder = tempfile.gettempdir() if is_url(path) else os.path.dirname(name) or "."
+    os.makedirs(folder, exist_ok=True)
+    partial = f"{folder}/.{os.path.basename(name)}{PARTIAL}{secrets.token_hex(8)}"
     try:
-        with _writer(str(partial), compression) as sink:
+        with _compressing(partial, "" if raw else compression_of(path)) as sink:
             yield sink
-        with open(partial, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder_descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder_descriptor)  # else the rename itself may be lost with the machine
+        filesystem.put_file(partial, name)
     finally:
-        os.close(folder_descriptor)
+        Path(partial).unlink(missing_ok=True)
+
+
+def create(path: str, data: bytes) -> bool:
+    """Write a file unless it exists, and return whether this process wrote it: one of several does.
+
+    On a disk without hard links, processes that start at the same moment can each write it, and the last one stays.
+    """
+    filesystem, name = _filesystem_of(path)
+    filesystem.makedirs(os.path.dirname(name), exist_ok=True)
+    try:
+        filesystem.pipe_file(name, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
 
 
 def concatenate(parts: Sequence[str], path: str) -> None:
-    """Write one file with the bytes of all parts. Compressed files may be put together as they are.
-
-    Raises:
-        ValueError: the parts are not compressed as `path` is.
-    """
+    """Write one file with the bytes of all parts. Raises ValueError if they are not compressed as `path` is."""
     for part in parts:
         if compression_of(part) != compression_of(path):
             raise ValueError(f"{part} and {path} are not compressed alike")
@@ -133,71 +119,49 @@ def concatenate(parts: Sequence[str], path: str) -> None:
 
 def exists(path: str) -> bool:
     """Whether a file or a folder exists."""
-    if not is_url(path):
-        return os.path.exists(path)
-    filesystem, name = filesystem_of(path)
-    filesystem.invalidate_cache()
+    filesystem, name = _filesystem_of(path)
     return filesystem.exists(name)
 
 
 def size(path: str) -> int:
     """Bytes, as stored."""
-    if not is_url(path):
-        return os.path.getsize(path)
-    filesystem, name = filesystem_of(path)
+    filesystem, name = _filesystem_of(path)
     return filesystem.size(name)
 
 
 def sizes(folder: str) -> dict[str, int]:
-    """Bytes by name of what is in a folder, sorted, without files that are being written; {} if it does not exist."""
-    if is_url(folder):
-        filesystem, name = filesystem_of(folder)
-        filesystem.invalidate_cache()
-        entries = filesystem.ls(name, detail=True) if filesystem.isdir(name) else []
-        found = {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] or 0 for entry in entries}
-    else:
-        entries = os.scandir(folder) if os.path.isdir(folder) else []
-        found = {entry.name: entry.stat().st_size for entry in entries if PARTIAL not in entry.name}
+    """Bytes of each file in a folder, by name, sorted, without partial files; {} if the folder does not exist."""
+    filesystem, path = _filesystem_of(folder)
+    entries = filesystem.ls(path, detail=True) if filesystem.isdir(path) else []
+    found = {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] or 0 for entry in entries}
     return {name: found[name] for name in sorted(found) if PARTIAL not in name}
 
 
 def remove(path: str) -> None:
-    """Delete a file. Raises FileNotFoundError if it does not exist."""
-    if not is_url(path):
-        os.remove(path)
-        return
-    filesystem, name = filesystem_of(path)
-    filesystem.rm_file(name)
-
-
-def remove_tree(path: str) -> None:
-    """Delete a folder with all that is in it, if it is there."""
-    if is_url(path):
-        filesystem, name = filesystem_of(path)
-        filesystem.invalidate_cache()
-        if filesystem.exists(name):
-            filesystem.rm(name, recursive=True)
-    elif os.path.isdir(path):
-        shutil.rmtree(path)
+    """Delete a file, or a folder with all that is in it, if it exists."""
+    filesystem, name = _filesystem_of(path)
+    if filesystem.exists(name):
+        filesystem.rm(name, recursive=True)
 
 
 def digest(path: str) -> str:
-    """What tells contents apart: the SHA-256 of its bytes, or the tag that an object store has for them."""
-    if is_url(path):
-        filesystem, name = filesystem_of(path)
-        info = filesystem.info(name)
-        tag = next((f"{tag} {info[tag]}" for tag in CONTENT_TAGS if info.get(tag)), None)
-        if tag is not None:
-            return f"{tag}, {info['size']} bytes"
+    """What tells contents apart: the SHA-256 of the bytes, or the tag that an object store has for them."""
+    filesystem, name = _filesystem_of(path)
+    info = filesystem.info(name)
+    for tag in CONTENT_TAGS:
+        if info.get(tag):
+            return f"{tag} {info[tag]}, {info['size']} bytes"
     with open_raw(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Decompressed(io.RawIOBase):
     """A decompressed stream whose errors name the file."""
 
-    def __init__(self, path: str, raw: BinaryIO, stream: Any) -> None:
-        self._path, self._raw, self._stream = path, raw, stream
+    def __init__(self, path: str, raw: io.BufferedIOBase) -> None:
+        self._path, self._raw = path, raw
+        gz = path.endswith(".gz")
+        self._stream: Any = gzip.GzipFile(fileobj=raw) if gz else _pyarrow().CompressedInputStream(raw, "zstd")
 
     def readable(self) -> bool:
         return True
@@ -218,26 +182,82 @@ class _Decompressed(io.RawIOBase):
 
 
 @contextmanager
-def _writer(path: str, compression: str) -> Iterator[Any]:
-    with ExitStack() as stack:
-        if compression == ".zst":
-            yield stack.enter_context(_pyarrow().CompressedOutputStream(path, "zstd"))
-            return
-        raw = stack.enter_context(open(path, "xb"))
+def _compressing(path: str, compression: str) -> Iterator[Any]:
+    if compression == ".zst":
+        with _pyarrow().CompressedOutputStream(path, "zstd") as sink:
+            yield sink
+        return
+    with open(path, "xb") as raw:
         if compression == ".gz":
             # No name and no time in the header: equal content makes equal files.
-            yield stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0))
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as sink:
+                yield sink
         else:
             yield raw
 
 
-def filesystem_of(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the name that it has there. Raises ImportError without fsspec."""
+def _list(folder: str, detail: bool) -> list[dict[str, Any]]:
+    # Another process can remove its partial file at any moment, so their sizes are not looked up.
+    found = [entry for entry in os.scandir(folder) if PARTIAL not in entry.name]
+    return [{"name": entry.name, "size": entry.stat().st_size} for entry in found]
+
+
+def _remove(path: str, recursive: bool) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    else:
+        os.remove(path)
+
+
+def _move(partial: str, path: str) -> None:
+    """Put a file in its place so that it survives a loss of power."""
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(os.path.dirname(path) or ".")
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _create(path: str, data: bytes, mode: str) -> None:
+    partial = f"{path}{PARTIAL}{secrets.token_hex(8)}"
+    with open_output(partial) as sink:
+        sink.write(data)
+    try:
+        os.link(partial, path)  # complete at once, and it fails if the file exists
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if os.path.exists(path):
+            raise FileExistsError(path) from error
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+# The local disk, by the methods of an fsspec file system that are called here: fsspec is optional.
+_LOCAL_DISK = SimpleNamespace(
+    **{"exists": os.path.exists, "isdir": os.path.isdir, "size": os.path.getsize, "makedirs": os.makedirs},
+    **{"info": lambda path: {}, "ls": _list, "rm": _remove, "put_file": _move, "pipe_file": _create},
+)
+
+
+def _filesystem_of(path: str) -> tuple[Any, str]:
+    """The file system of a path or URL, and its name there. Raises ImportError for a URL without fsspec."""
+    if not is_url(path):
+        return _LOCAL_DISK, path
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
-        raise ImportError(f"{url}: URLs need fsspec; install flax-rerank[files]") from error
-    return url_to_fs(url)
+        raise ImportError(f"{path}: URLs need fsspec; install flax-rerank[files]") from error
+    filesystem, name = url_to_fs(path)
+    filesystem.invalidate_cache()  # other processes write too
+    return filesystem, name
 
 
 def _pyarrow() -> Any:

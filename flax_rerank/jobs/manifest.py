@@ -1,7 +1,7 @@
-"""The manifest: what a job's output depends on, so that a second start goes on with the same job or refuses.
+"""The manifest: what a job's output depends on, so that a second start continues the same job or refuses.
 
 Scores depend, by rounding, on the shapes of the batches. So the manifest holds the one table of shapes that all shards
-are scored with, whenever and by whichever process.
+are scored with, at any time and by any process.
 """
 
 import hashlib
@@ -14,23 +14,17 @@ from typing import Any
 from flax_rerank.batching import Shape, Table
 from flax_rerank.hub import CONFIG_FILES, PICKLE_FILES, WEIGHT_FILES, local_folder
 from flax_rerank.jobs import files
-from flax_rerank.jobs.folder import create_json, read_json
-from flax_rerank.jobs.job import Job
+from flax_rerank.jobs.job import Job, read_json, to_json
 from flax_rerank.jobs.rows import Reject, Row, Shard
 from flax_rerank.rerankers import AbsReranker
 from flax_rerank.sharding import DATA
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
 FORMAT_VERSION = 2
-KNOWN_WITH_THE_RERANKER = ("dtype", "platform", "mesh")
+KNOWN_WITH_THE_RERANKER = ("dtype", "platform", "mesh", "table")
 CHECKPOINT_FILES = (
-    *CONFIG_FILES,
-    *TOKENIZER_FILES,
-    *WEIGHT_FILES,
-    *PICKLE_FILES,
-    "adapter_model.*",
-    "manifest.json",
-    "params/**/*",
+    *(*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES, *PICKLE_FILES),
+    *("adapter_model.*", "manifest.json", "params/**/*"),
 )
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 SHORTEST = 32
@@ -53,44 +47,39 @@ def describe(job: Job, shards: Sequence[Shard], weights: str) -> Description:
     }
 
 
-def checkpoint_digest(model: str, adapter: str | None, cache_dir: str | None) -> str:
-    """A digest of a checkpoint's files: of all bytes of small ones, of the size and samples of large ones."""
+def checkpoint_digest(job: Job) -> str:
+    """A digest of the files of a job's checkpoint and adapter: all bytes of small files, samples of large ones."""
     digest = hashlib.sha256()
-    for name in (model, adapter):
-        if name is None:
-            continue
-        folder = local_folder(name, cache_dir)
-        found = {file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern) if file.is_file()}
-        for file in sorted(found):
-            digest.update(json.dumps([str(file.relative_to(folder)), _sample(file)]).encode())
+    for name in (job.model, job.settings.get("adapter")):
+        if name is not None:
+            folder = local_folder(name, job.cache_dir)
+            found = {file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern) if file.is_file()}
+            for file in sorted(found):
+                digest.update(json.dumps([str(file.relative_to(folder)), _sample(file)]).encode())
     return digest.hexdigest()
 
 
 def check(job: Job, description: Description) -> Mapping[str, Any] | None:
-    """The manifest in the job's folder; None if it has none yet.
+    """The manifest in the job's folder; None if the folder is empty or does not exist.
 
-    Raises:
-        ValueError: the manifest is that of another job, or the folder holds something else. Names all that differs.
+    Raises ValueError, with all that differs, for the manifest of another job, or if the folder holds something else.
     """
-    there = read_json(job.files.manifest)
-    if there is None:
-        strangers = list(files.sizes(job.folder))
-        if strangers:
-            raise ValueError(f"{job.folder} holds no job, but {', '.join(strangers[:3])}: give a new output")
-        return None
-    different = differences(there, description)
-    if different:
+    manifest = read_json(job.manifest)
+    if manifest is None:
+        others = list(files.sizes(job.folder))
+        if others:
+            raise ValueError(f"{job.folder} holds no job, but {', '.join(others[:3])}: give a new output")
+    elif different := differences(manifest, description):
         raise ValueError(
             f"{job.folder} holds another job: {'; '.join(different)}. Give another output, or overwrite to start anew"
         )
-    return there
+    return manifest
 
 
 def begin(job: Job, description: Description, shards: Sequence[Shard], reranker: AbsReranker) -> Table:
-    """The table of shapes of a job. If the job has no manifest yet, writes it.
+    """The table of shapes of a job. Writes the manifest if the job has none.
 
-    Raises:
-        ValueError: as `check`; or the job began with another dtype, platform or mesh than the reranker has.
+    Raises ValueError as `check`; or if the job began with another dtype, platform or mesh than the reranker has.
     """
     mesh = reranker.mesh
     description = {
@@ -99,20 +88,19 @@ def begin(job: Job, description: Description, shards: Sequence[Shard], reranker:
         "platform": mesh.devices.flat[0].platform,
         "mesh": ",".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
     }
-    there = check(job, description)
-    if there is None:
-        there = {**description, "table": fit_table(job, shards, reranker)}
-        # Two processes that both make one make the same: all that the table follows from is in the description.
-        if not create_json(job.files.manifest, there):
-            there = check(job, description) or there
-    return tuple(Shape(rows, length) for rows, length in there["table"])
+    manifest = check(job, description)
+    if manifest is None:
+        manifest = {**description, "table": fit_table(job, shards, reranker)}
+        # If another process was first, it wrote the same: the table follows from what is in the description.
+        if not files.create(job.manifest, to_json(manifest)):
+            manifest = check(job, description) or manifest
+    return tuple(Shape(rows, length) for rows, length in manifest["table"])
 
 
 def fit_table(job: Job, shards: Sequence[Shard], reranker: AbsReranker) -> Table:
-    """The shapes that suit the first shard, and some above these for longer pairs in other shards.
+    """The shapes that fit the first shard, and some above these for longer pairs in other shards.
 
-    Raises:
-        ValueError: no row of the whole input can be scored; names the first.
+    Raises ValueError, with the first row, if no row of the whole input can be scored.
     """
     first: str | None = None
     for shard in shards:
@@ -137,11 +125,8 @@ def fit_table(job: Job, shards: Sequence[Shard], reranker: AbsReranker) -> Table
 
 def differences(there: Mapping[str, Any], here: Description) -> list[str]:
     """What differs between two jobs, each as "name is value there and value here"."""
-    there, here = (
-        {**{name: value for name, value in side.items() if name != "settings"}, **side.get("settings", {})}
-        for side in (there, here)
-    )
-    unknown = {"table", *KNOWN_WITH_THE_RERANKER} - set(here)
+    unknown = set(KNOWN_WITH_THE_RERANKER) - set(here)
+    there, here = ({**side, **side.get("settings", {}), "settings": None} for side in (there, here))
     return [
         f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} here"
         for name in {**there, **here}

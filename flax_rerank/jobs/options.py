@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 STANDARD_STREAM = "-"
@@ -10,8 +10,8 @@ PATHS = ("run", "queries", "corpus", "beir", "output", "compile_cache")
 POSITIVE = ("top_k", "shard_rows", "num_shards", "num_processes", "ray_actors")
 
 
-def _option(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text, **more})
+def _option(text: str, default: Any = None, metavar: str | None = None, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, "metavar": metavar, **more})
 
 
 def resource(text: str) -> tuple[str, float]:
@@ -24,67 +24,61 @@ def resource(text: str) -> tuple[str, float]:
 class JobOptions:
     """The options of a job; `flax-rerank score --help` explains each. All paths may be URLs that fsspec knows.
 
-    Raises:
-        ValueError: a number below 1, or options that contradict each other.
+    Raises ValueError for a number below 1, or options that contradict each other.
     """
 
     input: str | Sequence[str] | None = _option(
-        None,
         "files of pairs, .jsonl (.gz, .zst) or .parquet; patterns such as 'pairs/*.jsonl'; - for JSON lines on "
         "standard input",
         metavar="FILE",
     )
-    query_field: str = _option("query", "field or column of the query", metavar="NAME")
-    passage_field: str = _option("passage", "field or column of the passage", metavar="NAME")
+    query_field: str = _option("field or column of the query", "query", "NAME")
+    passage_field: str = _option("field or column of the passage", "passage", "NAME")
     run: str | None = _option(
-        None, 'a TREC run to rerank, lines of "qid Q0 docid rank score tag", instead of input', metavar="FILE"
+        'a TREC run to rerank, lines of "qid Q0 docid rank score tag", instead of input', metavar="FILE"
     )
-    queries: str | None = _option(None, "the texts of the run's queries, .jsonl (BEIR) or .tsv", metavar="FILE")
-    corpus: str | None = _option(None, "the texts of the run's passages, .jsonl (BEIR) or .tsv", metavar="FILE")
-    beir: str | None = _option(None, "a BEIR folder, instead of queries and corpus", metavar="DIR")
-    top_k: int = _option(100, "passages to rerank for each query of the run", metavar="N")
+    queries: str | None = _option("the texts of the run's queries, .jsonl (BEIR) or .tsv", metavar="FILE")
+    corpus: str | None = _option("the texts of the run's passages, .jsonl (BEIR) or .tsv", metavar="FILE")
+    beir: str | None = _option("a BEIR folder, instead of queries and corpus", metavar="DIR")
+    top_k: int = _option("passages to rerank for each query of the run", 100, "N")
 
-    output: str = field(
-        metadata={
-            "help": 'a .jsonl (.gz, .zst), .parquet or .trec file: the input with "score" (with several cutoff layers '
-            '"score_8", ...); any other name: a folder of parts, which several processes can write; - for standard '
-            "output",
-        }
+    output: str = _option(
+        'a .jsonl (.gz, .zst), .parquet or .trec file: the input with "score" (with several cutoff layers "score_8", '
+        "...); any other name: a folder of parts, which several processes can write; - for standard output",
+        MISSING,
     )
     format: Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "trec"] | None = _option(
-        None, "of the parts in a folder, or of standard output"
+        "of the parts in a folder, or of standard output"
     )
-    tag: str = _option("flax-rerank", "the name of the TREC run that is written", metavar="NAME")
-    overwrite: bool = _option(False, "start anew, even if the output exists")
+    tag: str = _option("the name of the TREC run that is written", "flax-rerank", "NAME")
+    overwrite: bool = _option("start anew, even if the output exists", False)
 
-    shard_rows: int = _option(10_000, "rows that are read and written at a time", metavar="N")
-    strict: bool = _option(False, "stop at the first row that cannot be scored; by default it goes to the rejects")
-    warmup: bool = _option(False, "compile all shapes before the first shard")
-    compile_cache: str | None = _option(
-        None, "a folder that keeps compiled programs for the next start", metavar="DIR"
-    )
+    shard_rows: int = _option("rows that are read and written at a time", 10_000, "N")
+    strict: bool = _option("stop at the first row that cannot be scored; by default it goes to the rejects", False)
+    warmup: bool = _option("compile all shapes before the first shard", False)
+    compile_cache: str | None = _option("a folder that keeps compiled programs for the next start", metavar="DIR")
     show_progress_bar: bool | None = _option(
-        None, "show no progress bars; by default they are shown on a terminal", flag="--no-progress"
+        "show no progress bars; by default they are shown on a terminal", flag="--no-progress"
     )
 
-    num_shards: int | None = _option(None, "processes, started by hand, that share the job", metavar="N")
-    shard_index: int | None = _option(None, "which of them this process is, from 0", metavar="I")
+    num_shards: int | None = _option("processes, started by hand, that share the job", metavar="N")
+    shard_index: int | None = _option("which of them this process is, from 0", metavar="I")
     distributed: bool = _option(
-        False, "share the job by jax.distributed; by default, if JAX finds that this process is one of a cluster"
+        "share the job by jax.distributed; by default, if JAX finds that this process is one of a cluster", False
     )
     coordinator: str | None = _option(
-        None, "address of process 0 for jax.distributed, where JAX cannot find it", metavar="HOST:PORT"
+        "address of process 0 for jax.distributed, where JAX cannot find it", metavar="HOST:PORT"
     )
-    num_processes: int | None = _option(None, "number of processes, with coordinator", metavar="N")
-    process_id: int | None = _option(None, "which of them this process is, with coordinator", metavar="I")
+    num_processes: int | None = _option("number of processes, with coordinator", metavar="N")
+    process_id: int | None = _option("which of them this process is, with coordinator", metavar="I")
 
-    engine: Literal["local", "ray"] = _option("local", "what runs the shards")
+    engine: Literal["local", "ray"] = _option("what runs the shards", "local")
     ray_address: str | None = _option(
-        None, 'address of a Ray cluster, "auto" for the one of this machine', metavar="ADDRESS"
+        'address of a Ray cluster, "auto" for the one of this machine', metavar="ADDRESS"
     )
-    ray_actors: int = _option(1, "rerankers on the Ray cluster", metavar="N")
+    ray_actors: int = _option("rerankers on the Ray cluster", 1, "N")
     ray_resources: Mapping[str, float] | Sequence[tuple[str, float]] = _option(
-        (), "of each Ray actor, such as CPU=4, GPU=1 or TPU=4", metavar="R=N", parse=resource
+        "of each Ray actor, such as CPU=4, GPU=1 or TPU=4", (), "R=N", parse=resource
     )
 
     def __post_init__(self) -> None:
@@ -95,35 +89,35 @@ class JobOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        self._check_input()
-        self._check_processes()
+        texts = (self.queries is not None) + (self.corpus is not None) + 2 * (self.beir is not None)
+        by_hand = (self.num_shards, self.shard_index) != (None, None)
+        by_jax = self.distributed or (self.coordinator, self.num_processes, self.process_id) != (None, None, None)
+        for wrong, message in (
+            (
+                (self.input is None) == (self.run is None),
+                "give input (pairs) or run (a TREC run to rerank), and not both",
+            ),
+            (self.run is None and texts > 0, "queries, corpus and beir belong to a run"),
+            (self.run is not None and texts != 2, "a run needs its texts: give queries and corpus, or beir"),
+            (
+                len(self.inputs) > 1 and STANDARD_STREAM in self.inputs,
+                "standard input comes alone, without other files",
+            ),
+            (
+                self.engine == "ray" and (by_hand or by_jax),
+                "Ray deals out the shards: give no num_shards and no distributed with engine ray",
+            ),
+            (by_hand and by_jax, "give num_shards and shard_index, or distributed, and not both"),
+            (
+                by_hand and self.shard_index not in range(self.num_shards or 0),  # either of them can be None
+                "num_shards and shard_index go together, with shard_index from 0 to num_shards - 1",
+            ),
+        ):
+            if wrong:
+                raise ValueError(message)
 
     @property
     def inputs(self) -> list[str]:
         """The files and patterns of `input`; [] for a run."""
-        if self.input is None:
-            return []
-        paths = [self.input] if isinstance(self.input, str | os.PathLike) else self.input
-        return [os.fspath(path) for path in paths]
-
-    def _check_input(self) -> None:
-        if (self.input is None) == (self.run is None):
-            raise ValueError("give input (pairs) or run (a TREC run to rerank), and not both")
-        texts = [value is not None for value in (self.queries, self.corpus)]
-        if self.run is None and (any(texts) or self.beir is not None):
-            raise ValueError("queries, corpus and beir belong to a run")
-        if self.run is not None and (any(texts) != all(texts) or any(texts) == (self.beir is not None)):
-            raise ValueError("a run needs its texts: give queries and corpus, or beir")
-        if STANDARD_STREAM in self.inputs and len(self.inputs) > 1:
-            raise ValueError("standard input comes alone, without other files")
-
-    def _check_processes(self) -> None:
-        by_hand = (self.num_shards, self.shard_index) != (None, None)
-        by_jax = self.distributed or (self.coordinator, self.num_processes, self.process_id) != (None, None, None)
-        if self.engine == "ray" and (by_hand or by_jax):
-            raise ValueError("Ray deals out the shards: give no num_shards and no distributed with engine ray")
-        if by_hand and by_jax:
-            raise ValueError("give num_shards and shard_index, or distributed, and not both")
-        # Without one of the two, no number is in the range.
-        if by_hand and self.shard_index not in range(self.num_shards or 0):
-            raise ValueError("num_shards and shard_index go together, with shard_index from 0 to num_shards - 1")
+        given = [self.input] if isinstance(self.input, str | os.PathLike) else self.input or []
+        return [os.fspath(path) for path in given]

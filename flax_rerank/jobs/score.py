@@ -5,8 +5,9 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,17 +16,17 @@ from flax_rerank.auto import FlaxAutoReranker
 from flax_rerank.compile_cache import use_compile_cache
 from flax_rerank.distributed import ending_together
 from flax_rerank.jobs import files
-from flax_rerank.jobs.engines import LocalEngine, RayEngine, engine_of
+from flax_rerank.jobs.engines import engine_of
 from flax_rerank.jobs.inputs import source_of
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.options import STANDARD_STREAM, JobOptions
-from flax_rerank.jobs.outputs import copy_to_standard_output, format_at, place_of
-from flax_rerank.jobs.run import OneFile, Result, run_job
+from flax_rerank.jobs.outputs import copy_to_standard_output, format_for, output_of
+from flax_rerank.jobs.run import Result, run_job
 from flax_rerank.rerankers import AbsReranker
 
 logger = logging.getLogger(__name__)
 
-# Settings that the manifest does not have: where things run or are kept, and what it says in its own way.
+# Settings that the manifest leaves out: they say where things run or are kept, or it has them in a form of its own.
 NOT_IN_MANIFEST = (
     *("cache_dir", "devices", "show_progress_bar"),
     *("dtype", "use_fp16", "use_bf16", "mesh", "peft_path"),
@@ -33,7 +34,7 @@ NOT_IN_MANIFEST = (
 
 
 def score_files(model: str, options: JobOptions, **settings: Any) -> Result:
-    """Score pairs from files, or rerank a TREC run, in shards. A second call goes on where the first was stopped.
+    """Score pairs from files, or rerank a TREC run, in shards. A second call continues where the first was stopped.
 
     Args:
         model: a folder (PyTorch or Flax), or a name on the Hugging Face hub.
@@ -41,8 +42,8 @@ def score_files(model: str, options: JobOptions, **settings: Any) -> Result:
         settings: arguments of `FlaxAutoReranker.from_finetuned`.
 
     Returns:
-        Whether all shards are finished, and a summary: rows, rejects, tokens, seconds, versions. For one file, it is
-        also in `<output>.summary.json`; for a folder, in `<output>/summary.json`.
+        Whether all shards are finished, and a summary: rows, rejects, tokens, seconds, versions. It is also in
+        `<output>.summary.json` for one file, and in `<output>/summary.json` for a folder.
 
     Raises:
         ValueError: an input, an output or a setting that is wrong, by name; another job's output; in a strict job, a
@@ -54,76 +55,62 @@ def score_files(model: str, options: JobOptions, **settings: Any) -> Result:
     """
     engine = engine_of(options, settings)
     try:
-        return _run(model, options, settings, engine)
+        with ExitStack() as stack:
+            if engine.lock_step:
+                stack.enter_context(ending_together())
+            job = job_of(model, options, settings, stack)
+            result = run_job(job, engine, overwrite=options.overwrite)
+            if options.output == STANDARD_STREAM:
+                copy_to_standard_output(job)
+            return result
     except SystemExit as stop:
         logger.warning("stopped by a signal; start the job again to go on")
         if jax.distributed.is_initialized() and not engine.lock_step:
-            os._exit(int(stop.code or 0))  # else it would wait for the other processes, which may have hours to go
+            os._exit(int(stop.code or 0))  # else it would wait for the other processes, which can have hours to go
         raise
 
 
-@dataclass(frozen=True)
-class Loader:
-    """Makes the reranker, on this machine or on another one."""
-
-    model: str
-    settings: Mapping[str, Any]
-    compile_cache: str | None
-
-    def __call__(self) -> AbsReranker:
-        if self.compile_cache is not None:
-            use_compile_cache(self.compile_cache)
-        return FlaxAutoReranker.from_finetuned(self.model, **self.settings)
-
-
-def _run(model: str, options: JobOptions, settings: Mapping[str, Any], engine: LocalEngine | RayEngine) -> Result:
-    model, adapter = _everywhere(model), settings.get("peft_path")
+def job_of(model: str, options: JobOptions, settings: Mapping[str, Any], stack: ExitStack) -> Job:
+    """The job of these arguments of `score_files`. The stack keeps temporary files until it is left."""
+    adapter = settings.get("peft_path")
     if adapter is not None:
-        adapter = _everywhere(adapter)
+        adapter = _anywhere(adapter)
         settings = {**settings, "peft_path": adapter}
-    with ExitStack() as stack:
-        if engine.lock_step:
-            stack.enter_context(ending_together())
-        source = source_of(options, stack)
-        place = place_of(options, stack)
-        file = place if isinstance(place, OneFile) else None
-        layers = settings.get("cutoff_layers")
-        written_as = format_at(place, options, source, len(layers) if isinstance(layers, Sequence) else 1)
-        job = Job(
-            source=source,
-            format=written_as,
-            folder=place if isinstance(place, str) else files.absolute(place.folder),
-            model=model,
-            load=Loader(model, settings, options.compile_cache),
-            settings={**_settings(options, settings), "output": written_as.suffix},
-            adapter=adapter,
-            cache_dir=settings.get("cache_dir"),
-            shard_rows=options.shard_rows,
-            strict=options.strict,
-            warmup=options.warmup,
-        )
-        result = run_job(job, engine, file=file, overwrite=options.overwrite)
-        if file is not None and options.output == STANDARD_STREAM:
-            copy_to_standard_output(file)
-        return result
-
-
-def _everywhere(model: str) -> str:
-    """A model's folder as every process finds it; a name on the hub as it is."""
-    return files.absolute(model) if os.path.isdir(model) else str(model)
-
-
-def _settings(options: JobOptions, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What scores depend on beside input and weights, as JSON values."""
-    given = {
+    source = source_of(options, stack)
+    folder, file = output_of(options, stack)
+    layers = settings.get("cutoff_layers")
+    output = format_for(file, options, source, len(layers) if isinstance(layers, Sequence) else 1)
+    kept = {
         name: _as_json(name, value)
         for name, value in settings.items()
         if value is not None and name not in NOT_IN_MANIFEST
     }
-    given["adapter"] = settings.get("peft_path")
-    if options.run is None:
-        return {**given, "query_field": options.query_field, "passage_field": options.passage_field}
-    return {**given, "top_k": options.top_k, "tag": options.tag}
+    names = ("query_field", "passage_field") if options.run is None else ("top_k", "tag")
+    given = {name: getattr(options, name) for name in names}
+    return Job(
+        source=source,
+        format=output,
+        folder=folder,
+        file=file,
+        model=_anywhere(model),
+        load=partial(_load, _anywhere(model), settings, options.compile_cache),
+        settings={**kept, "adapter": adapter, **given, "output": output.suffix},
+        cache_dir=settings.get("cache_dir"),
+        shard_rows=options.shard_rows,
+        strict=options.strict,
+        warmup=options.warmup,
+    )
+
+
+def _load(model: str, settings: Mapping[str, Any], compile_cache: str | None) -> AbsReranker:
+    if compile_cache is not None:
+        use_compile_cache(compile_cache)
+    return FlaxAutoReranker.from_finetuned(model, **settings)
+
+
+def _anywhere(model: str) -> str:
+    """A model's folder by a path that is right in any process; a name on the hub unchanged."""
+    return files.absolute(model) if os.path.isdir(model) else str(model)
 
 
 def _as_json(name: str, value: Any) -> Any:

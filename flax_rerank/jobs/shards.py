@@ -9,10 +9,10 @@ import numpy as np
 
 from flax_rerank.batching import Table
 from flax_rerank.jobs import files
-from flax_rerank.jobs.folder import write_json, write_rejects
-from flax_rerank.jobs.job import Job
+from flax_rerank.jobs.formats import json_line
+from flax_rerank.jobs.job import Job, write_json
 from flax_rerank.jobs.rows import Reject, Row, Shard
-from flax_rerank.rerankers import AbsReranker, Prepared, RerankOutput
+from flax_rerank.rerankers import Prepared, RerankOutput
 
 Marker = Mapping[str, Any]
 
@@ -29,38 +29,31 @@ class PreparedShard(NamedTuple):
 class ScoredShard(NamedTuple):
     """A shard that is ready to be written; `rows` and `scores` are without the rejected ones."""
 
-    shard: Shard
     rows: list[Row]
     scores: Mapping[str, np.ndarray]
     rejects: list[Reject]
-    counts: Mapping[str, Any]
+    marker: Marker
 
 
 class ShardScorer:
-    """Scores shards of a job with one reranker.
+    """Loads the reranker of a job and scores shards with it."""
 
-    Args:
-        job: the job.
-        reranker: the reranker.
-        table: the shapes of the job's batches.
-        load_seconds: what it took to load the reranker.
-    """
+    table: Table = ()  # the shapes of the job's batches, to be set before `prepare`; see `manifest.begin`
 
-    def __init__(self, job: Job, reranker: AbsReranker, table: Table, load_seconds: float) -> None:
+    def __init__(self, job: Job) -> None:
+        start = time.perf_counter()
+        self.reranker = job.load()
         self._job = job
-        self._reranker = reranker
-        self._table = table
-        # Each process puts what it took to start into the marker of its first shard, so that a sum has it once.
-        self._once = {"load": load_seconds, "warmup": 0.0}
+        # The marker of a process's first shard has what it took to start, so that the sum over markers has it once.
+        self._once = {"load": time.perf_counter() - start, "warmup": 0.0}
         self._warm = not job.warmup
-        self._devices = f"{reranker.mesh.size} x {reranker.mesh.devices.flat[0].device_kind}"
 
     def prepare(self, shard: Shard, cancelled: Callable[[], bool] = lambda: False) -> PreparedShard:
-        """Read and tokenise. Needs no device, so it may run ahead in a thread.
+        """Read and tokenise. Needs no device, so it can run ahead in a thread.
 
         Raises:
             ValueError: a row that cannot be scored, in a strict job, as "file:line: reason".
-            CancelledError: `cancelled` said so between two rows.
+            CancelledError: `cancelled` returned True between two rows.
         """
         rows: list[Row] = []
         rejects: list[Reject] = []
@@ -72,26 +65,23 @@ class ShardScorer:
             else:
                 rejects.append(row)
                 if self._job.strict:
-                    break  # a row before it may turn out to be the first at fault
+                    break  # a row before it can turn out to be the first at fault
         pairs = [(row.query, row.passage) for row in rows]
-        prepared = self._reranker.prepare(pairs, table=self._table, skip_faulty=True)
-        rejects += [_reject(shard, rows[index], reason) for index, reason in sorted(prepared.faults.items())]
+        prepared = self.reranker.prepare(pairs, table=self.table, skip_faulty=True)
+        rejects += [Reject(shard.file, rows[index].number, reason) for index, reason in prepared.faults.items()]
         self._refuse(rejects)
         return PreparedShard(shard, rows, rejects, prepared)
 
     def score(self, ready: PreparedShard, show_progress_bar: bool = False) -> ScoredShard:
-        """Run the devices.
-
-        Raises:
-            FloatingPointError: no score of the shard is finite, or one is not in a strict job.
-        """
+        """Run the devices. Raises FloatingPointError if no score of the shard is finite; ValueError as `prepare`."""
         shard, rows, rejects, prepared = ready
         if not self._warm and prepared.table:
-            self._once["warmup"] = self._reranker.warmup(prepared)
+            self._once["warmup"] = self.reranker.warmup(prepared)
             self._warm = True
         start = time.perf_counter()
-        output = self._reranker.run(prepared, show_progress_bar=show_progress_bar)
-        seconds = time.perf_counter() - start
+        output = self.reranker.run(prepared, show_progress_bar=show_progress_bar)
+        seconds = {**self._once, "score": time.perf_counter() - start}
+        self._once = {"load": 0.0, "warmup": 0.0}
         columns = columns_of(output)
         finite = np.all([np.isfinite(scores) for scores in columns.values()], axis=0)
         scorable = np.ones(len(rows), bool)
@@ -101,43 +91,39 @@ class ShardScorer:
                 f"{shard.file}: no score of the rows from line {shard.first} on is finite: are the weights sound, and "
                 "does --dtype float32 help?"
             )
-        rejects = [
-            *rejects,
-            *(_reject(shard, rows[i], "its score is not finite") for i in np.flatnonzero(scorable & ~finite)),
-        ]
+        not_finite = [rows[index].number for index in np.flatnonzero(scorable & ~finite)]
+        rejects = [*rejects, *(Reject(shard.file, number, "its score is not finite") for number in not_finite)]
         self._refuse(rejects)
-        counts = {
+        mesh = self.reranker.mesh
+        marker = {
+            "shard": shard.index,
+            "rows": int(finite.sum()),
+            "rejects": len(rejects),
             "truncated": int(output.truncated[finite].sum()),
             "tokens": int(output.tokens.sum()),
             "computed_tokens": output.computed_tokens,
             "steps": output.steps,
             "shapes": [list(shape) for shape in output.shapes],
-            "seconds": {**self._once, "score": seconds},
-            "devices": self._devices,
+            "seconds": seconds,
+            "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         }
-        self._once = {"load": 0.0, "warmup": 0.0}
         return ScoredShard(
-            shard,
             [row for row, good in zip(rows, finite, strict=True) if good],
             {name: scores[finite] for name, scores in columns.items()},
             sorted(rejects, key=lambda reject: reject.number),
-            counts,
+            marker,
         )
 
     def write(self, scored: ScoredShard) -> Marker:
-        """Write the part, the rejects, and last the marker. Whatever dies in between, the shard is then done again."""
-        folder, index = self._job.files, scored.shard.index
-        self._job.format.write(folder.part(index), scored.rows, scored.scores)
+        """Write the part, the rejects, and last the marker, without which the shard is scored again."""
+        job, shard = self._job, scored.marker["shard"]
+        job.format.write(job.part(shard), scored.rows, scored.scores)
         if scored.rejects:
-            write_rejects(folder.rejects(index), scored.rejects)
-        marker = {
-            "shard": index,
-            "rows": len(scored.rows),
-            "rejects": len(scored.rejects),
-            **scored.counts,
-        }
-        write_json(folder.marker(index, files.size(folder.part(index))), marker)
-        return marker
+            with files.open_output(job.rejects(shard)) as sink:
+                for file, line, reason in scored.rejects:
+                    sink.write(json_line({"file": file, "line": line, "reason": reason}))
+        write_json(job.marker(shard, files.size(job.part(shard))), scored.marker)
+        return scored.marker
 
     def _refuse(self, rejects: Sequence[Reject]) -> None:
         if self._job.strict and rejects:
@@ -149,7 +135,3 @@ def columns_of(output: RerankOutput) -> dict[str, np.ndarray]:
     """Scores by the name of their field: "score", or "score_8", "score_16", ... for several cutoff layers."""
     by_layer = output.scores if isinstance(output.scores, dict) else {None: output.scores}
     return {"score" if len(by_layer) == 1 else f"score_{layer}": scores for layer, scores in by_layer.items()}
-
-
-def _reject(shard: Shard, row: Row, reason: str) -> Reject:
-    return Reject(shard.file, row.number, reason)

@@ -1,8 +1,10 @@
-"""What a job took, added up from the markers of its shards."""
+"""What a job took, added up from the markers of its shards; and the progress line, from those that are finished."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
+
+from tqdm import tqdm
 
 from flax_rerank.jobs.shards import Marker
 
@@ -12,27 +14,20 @@ VERSIONS = ("flax-rerank", "jax", "jaxlib", "flax")
 Summary = Mapping[str, Any]
 
 
-def summarize(markers: Iterable[Marker]) -> Summary:
+def summarize(markers: Sequence[Marker]) -> Summary:
     """The sums over shards. Seconds are those of all processes that wrote a marker, together: to load the reranker, to
-    compile ahead (warmup), and to score, with what was compiled only then."""
-    counts = dict.fromkeys(COUNTED, 0)
-    seconds = {"load": 0.0, "warmup": 0.0, "score": 0.0}
-    shapes, devices, shards = set(), set(), 0
-    for marker in markers:
-        shards += 1
-        for name in COUNTED:
-            counts[name] += marker[name]
-        for name in seconds:
-            seconds[name] += marker["seconds"][name]
-        shapes.update(map(tuple, marker["shapes"]))
-        devices.add(marker["devices"])
+    compile ahead (warmup), and to score, including what was compiled only then."""
+    counts = {name: sum(marker[name] for marker in markers) for name in COUNTED}
+    seconds = {
+        name: round(sum(marker["seconds"][name] for marker in markers), 3) for name in ("load", "warmup", "score")
+    }
     return {
-        "shards": shards,
+        "shards": len(markers),
         **counts,
         "padding_share": 1 - counts["tokens"] / counts["computed_tokens"] if counts["computed_tokens"] else 0.0,
-        "shapes": sorted(map(list, shapes)),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "devices": sorted(devices),
+        "shapes": sorted(map(list, {(*shape,) for marker in markers for shape in marker["shapes"]})),
+        "seconds": seconds,
+        "devices": sorted({marker["devices"] for marker in markers}),
         "versions": {name: version(name) for name in VERSIONS},
     }
 
@@ -47,3 +42,18 @@ def in_words(summary: Summary) -> str:
         f"{summary['padding_share']:.1%} padding, {summary['truncated']} truncated, {summary['rejects']} rejected, "
         f"{len(summary['shapes'])} shapes"
     )
+
+
+class Progress(tqdm):
+    """The progress line: pairs/s, tokens/s, padding and the time that is left."""
+
+    tokens = computed_tokens = 0
+
+    def add(self, rows: int, marker: Marker) -> None:
+        """A shard of so many rows is finished."""
+        self.tokens += marker["tokens"]
+        self.computed_tokens += marker["computed_tokens"]
+        if not self.disable:
+            rate, padding = self.tokens / self.format_dict["elapsed"], 1 - self.tokens / max(self.computed_tokens, 1)
+            self.set_postfix_str(f"{rate:.0f} tokens/s, {padding:.1%} padding", refresh=False)
+        self.update(rows)

@@ -16,23 +16,14 @@ __all__ = ["LocalEngine", "RayEngine", "engine_of"]
 
 
 def engine_of(options: JobOptions, settings: Mapping[str, Any]) -> LocalEngine | RayEngine:
-    """The engine, with the place of this process among others. Joins the others, if JAX is to find them.
+    """The engine. Joins the other processes, if JAX is to find them.
 
-    Args:
-        options: the options.
-        settings: of the reranker; `devices` and `mesh` say whether the model is over several processes.
-
-    Raises:
-        ValueError: JAX finds no cluster where there should be one; or as `make_mesh`.
+    The settings of the reranker, `devices` and `mesh`, say whether the model is over several processes. Raises
+    ValueError if JAX finds no cluster where there should be one; or as `make_mesh`.
     """
     show = sys.stderr.isatty() if options.show_progress_bar is None else options.show_progress_bar
     if options.engine == "ray":
-        return RayEngine(
-            address=options.ray_address,
-            actors=options.ray_actors,
-            resources=dict(options.ray_resources),
-            show_progress_bar=show,
-        )
+        return RayEngine(options.ray_address, options.ray_actors, dict(options.ray_resources), show)
     if options.num_shards is not None and options.shard_index is not None:
         return LocalEngine(options.shard_index, options.num_shards, show_progress_bar=show)
     place = options.coordinator, options.num_processes, options.process_id

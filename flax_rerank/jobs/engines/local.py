@@ -2,21 +2,20 @@
 
 import logging
 import threading
-import time
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from flax_rerank.batching import Shape, Table
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.manifest import Description, begin, checkpoint_digest
-from flax_rerank.jobs.progress import Progress
 from flax_rerank.jobs.rows import Shard
-from flax_rerank.jobs.shards import Marker, ShardScorer
+from flax_rerank.jobs.shards import Marker, ScoredShard, ShardScorer
 from flax_rerank.jobs.stopping import StopSignals
+from flax_rerank.jobs.summary import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +24,12 @@ LONGEST_TABLE = 64
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """One of `count` processes that share the shards of a job.
+    """One of `count` processes that share the shards of a job."""
 
-    Attributes:
-        index: which; it takes the shards with these numbers modulo `count`.
-        count: how many.
-        lock_step: the model's mesh spans processes: all of them take part in every shard, and the first one alone
-            reads the job's folder and writes to it.
-        show_progress_bar: show the progress.
-    """
-
-    index: int = 0
+    index: int = 0  # which; it takes the shards with these numbers modulo `count`
     count: int = 1
+    # The model's mesh spans processes: all of them take part in every shard, and the first one alone reads the job's
+    # folder and writes to it.
     lock_step: bool = False
     show_progress_bar: bool = False
 
@@ -47,45 +40,28 @@ class LocalEngine:
 
     def checkpoint_digest(self, job: Job) -> str:
         """See `manifest.checkpoint_digest`."""
-        return checkpoint_digest(job.model, job.adapter, job.cache_dir)
-
-    def agree(self, complete: bool) -> bool:
-        """Whether the job is complete: in lock step, what the first process says, who alone can tell."""
-        if not self.lock_step:
-            return complete
-        from jax.experimental.multihost_utils import broadcast_one_to_all
-
-        return bool(broadcast_one_to_all(np.bool_(complete)))
+        return checkpoint_digest(job)
 
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
     ) -> Sequence[Marker]:
-        """Score the shards of this process that are not finished.
+        """Score the shards of this process that are not finished, and return the markers that it wrote.
 
         A signal to stop drops the shard on the devices; one that is scored is still written. In lock step the shard is
-        finished first, since a process that left would let the others wait.
-
-        Returns:
-            The markers that this process wrote.
-
-        Raises:
-            ValueError: the job's folder has another job in it; in a strict job, a row that cannot be scored.
-            FloatingPointError: no score of a shard is finite.
-            SystemExit: a signal to stop.
+        finished first, since a process that left would let the others wait. Raises as `run_job`.
         """
         mine = shards if self.lock_step else shards[self.index :: self.count]
         todo = unfinished(job, mine) if self.writes else []
         if not todo and not self.lock_step:
             return []
-        start = time.perf_counter()
-        reranker = job.load()
-        load_seconds = time.perf_counter() - start
+        scorer = ShardScorer(job)
         signals.install()
-        table = begin(job, description, shards, reranker) if self.writes else ()
+        if self.writes:
+            scorer.table = begin(job, description, shards, scorer.reranker)
         if self.lock_step:
-            table, todo = _agree(table, todo, shards)
-        scorer = ShardScorer(job, reranker, table, load_seconds)
-        with Progress(sum(shard.rows for shard in todo), self.show_progress_bar and self.writes) as progress:
+            scorer.table, todo = _from_first_process(scorer.table, todo, shards)
+        hidden = not (self.show_progress_bar and self.writes)
+        with Progress(total=sum(shard.rows for shard in todo), unit="pair", disable=hidden) as progress:
             return self._score(scorer, todo, signals, progress)
 
     def _score(
@@ -94,28 +70,27 @@ class LocalEngine:
         """Three shards are in memory at a time: one that is read ahead, one on the devices, one that is written."""
         cancelled = threading.Event()
         markers: list[Marker] = []
-        written: Future[Marker] | None = None
-        rows = 0
 
-        def wait_until_written() -> None:
-            if written is not None:
-                markers.append(written.result())
-                progress.add(rows, markers[-1])
+        def write(shard: Shard, scored: ScoredShard) -> None:
+            if self.writes:
+                markers.append(scorer.write(scored))
+                progress.add(shard.rows, markers[-1])
 
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
             try:
-                ahead = deque(reader.submit(scorer.prepare, shard, cancelled.is_set) for shard in todo[:1])
+                written = writer.submit(lambda: None)
+                ahead = [reader.submit(scorer.prepare, shard, cancelled.is_set) for shard in todo[:1]]
                 for number, shard in enumerate(todo, start=1):
                     self._stop_if_signalled(signals)
-                    ready = ahead.popleft().result()
-                    for following in todo[number : number + 1]:
-                        ahead.append(reader.submit(scorer.prepare, following, cancelled.is_set))
-                    scored = scorer.score(ready, progress.enabled)
-                    wait_until_written()
-                    if self.writes:
-                        written, rows = writer.submit(scorer.write, scored), shard.rows
+                    ready = ahead.pop().result()
+                    ahead += [
+                        reader.submit(scorer.prepare, after, cancelled.is_set) for after in todo[number : number + 1]
+                    ]
+                    scored = scorer.score(ready, not progress.disable)
+                    written.result()
+                    written = writer.submit(write, shard, scored)
                     del ready, scored  # else they would live until the next ones are there
-                wait_until_written()
+                written.result()
                 self._stop_if_signalled(signals)
             finally:
                 cancelled.set()
@@ -123,8 +98,6 @@ class LocalEngine:
 
     def _stop_if_signalled(self, signals: StopSignals) -> None:
         if self.lock_step:
-            from jax.experimental.multihost_utils import process_allgather
-
             # Whichever process got the signal, all stop at the same shard.
             signals.received = int(process_allgather(np.int32(signals.received or 0)).max()) or None
         signals.check()
@@ -132,18 +105,16 @@ class LocalEngine:
 
 def unfinished(job: Job, shards: Sequence[Shard]) -> list[Shard]:
     """Those of these shards that are not finished. Deletes what a killed process left of them."""
-    finished = job.files.finished()
+    finished = job.finished()
     todo = [shard for shard in shards if shard.index not in finished]
     if len(todo) < len(shards):
         logger.info("%d of %d shards are finished already", len(shards) - len(todo), len(shards))
-    job.files.remove_partial_files(shard.index for shard in todo)
+    job.remove_partial_files(shard.index for shard in todo)
     return todo
 
 
-def _agree(table: Table, todo: Sequence[Shard], shards: Sequence[Shard]) -> tuple[Table, list[Shard]]:
+def _from_first_process(table: Table, todo: Sequence[Shard], shards: Sequence[Shard]) -> tuple[Table, list[Shard]]:
     """The table and the shards of the first process, in all processes."""
-    from jax.experimental.multihost_utils import broadcast_one_to_all
-
     shapes = np.zeros((LONGEST_TABLE, 2), np.int32)
     shapes[: len(table)] = np.asarray(table, np.int32).reshape(-1, 2)
     numbers = {shard.index for shard in todo}

@@ -1,4 +1,4 @@
-"""Inputs: files of pairs, cut into shards."""
+"""Inputs: files of pairs, or a TREC run with its texts, cut into shards."""
 
 import os
 from collections.abc import Sequence
@@ -9,9 +9,11 @@ from flax_rerank.jobs.sources.parquet import ParquetSource
 from flax_rerank.jobs.sources.texts import beir_files
 from flax_rerank.jobs.sources.trec import TrecSource
 
-__all__ = ["JsonlSource", "ParquetSource", "TrecSource", "beir_files", "open_source"]
+__all__ = ["JsonlSource", "ParquetSource", "Source", "TrecSource", "beir_files", "open_source"]
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+Source = JsonlSource | ParquetSource | TrecSource
 
 
 def open_source(
@@ -19,13 +21,7 @@ def open_source(
 ) -> JsonlSource | ParquetSource:
     """The source for files of pairs, by their suffix: JSON lines (.gz, .zst or neither) or Parquet.
 
-    Args:
-        paths: the files, in order, all of one kind.
-        query_field, passage_field: the fields, or columns, of the texts.
-
-    Raises:
-        ValueError: no files, one of another kind, or kinds that are mixed.
-        IsADirectoryError: a folder.
+    Raises ValueError for no files, other files or files of two kinds, and IsADirectoryError for a folder.
     """
     if not paths:
         raise ValueError("no input files")

@@ -2,12 +2,11 @@
 
 import math
 import sqlite3
-import sys
 import weakref
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any
 
-from flax_rerank.jobs.sources.lines import numbered_lines
+from flax_rerank.jobs.sources.records import numbered_lines
 from flax_rerank.jobs.sources.texts import read_texts
 
 NAMED = 3
@@ -25,49 +24,22 @@ CREATE TABLE passage_text (id TEXT, text TEXT, line INTEGER);
 """
 
 
-class Candidate(NamedTuple):
-    """One row of a run that is to be scored.
-
-    Attributes:
-        line: where it stands in the run, from 1.
-        qid, query: id and text of the query.
-        docid, passage: id and text of the passage.
-        rank, score: those that the run has.
-    """
-
-    line: int
-    qid: str
-    query: str
-    docid: str
-    passage: str
-    rank: int
-    score: float
-
-
 class RunTables:
-    """The first `top_k` passages of each query of a run, by score, then rank, with all texts; queries as they come.
+    """The first `top_k` passages of each query of a run, by score, then rank, with all texts; queries in run order.
 
-    The database has no name and is gone with the object or the process. It lies where SQLite puts such files
-    (SQLITE_TMPDIR, TMPDIR, /var/tmp).
-
-    Args:
-        run: the run, lines of "qid Q0 docid rank score tag".
-        queries, corpus: the texts; see `read_texts`.
-        top_k: passages a query; None for all.
-
-    Raises:
-        ValueError: a line that is malformed, a passage twice for a query, an id without text or with two, an empty
-            file; each with file and line.
+    The database has no name and is deleted with the object or the process. SQLite chooses its folder (SQLITE_TMPDIR,
+    TMPDIR, /var/tmp). Raises ValueError, with file and line, for a malformed line, a passage twice for a query, an id
+    without text or with two, and an empty file.
     """
 
-    def __init__(self, run: str, queries: str, corpus: str, top_k: int | None) -> None:
-        # Threads may share the connection: SQLite itself takes care of that.
+    def __init__(self, run: str, queries: str, corpus: str, top_k: int) -> None:
+        # Threads share the connection; SQLite itself locks it.
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         weakref.finalize(self, self._database.close)
         self._database.executescript(TABLES)
         self._database.execute("BEGIN")
         self._read_run(run)
-        self._pick(sys.maxsize if top_k is None else top_k)
+        self._pick(top_k)
         self._read_texts("query", run, queries)
         self._read_texts("passage", run, corpus)
         self._database.execute("COMMIT")
@@ -77,16 +49,15 @@ class RunTables:
         for (count,) in self._database.execute("SELECT COUNT(*) FROM pick GROUP BY query ORDER BY query"):
             yield count
 
-    def candidates(self, first: int, count: int) -> Iterator[Candidate]:
-        """`count` of them, from the `first` on (from 1), in order."""
-        found = self._database.execute(
+    def candidates(self, first: int, count: int) -> Iterator[Any]:
+        """Rows `first` (from 1) to `first + count - 1`: line, qid, query, docid, passage, rank and score of each."""
+        return self._database.execute(
             "SELECT pick.line, query.id, query_text.text, pick.passage, passage_text.text, pick.rank, pick.score"
             " FROM pick JOIN query ON query.number = pick.query JOIN query_text ON query_text.id = query.id"
             " JOIN passage_text ON passage_text.id = pick.passage"
             " WHERE pick.place BETWEEN ? AND ? ORDER BY pick.place",
             (first, first + count - 1),
         )
-        return map(Candidate._make, found)
 
     def _read_run(self, run: str) -> None:
         def rows() -> Iterator[tuple[int, str, int, float, int]]:

@@ -1,12 +1,13 @@
-"""A TREC run to be reranked, with the texts of its queries and passages."""
+"""A TREC run to rerank, with the texts of its queries and passages."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Reject, Row, Shard
-from flax_rerank.jobs.sources.fingerprint import fingerprint
-from flax_rerank.jobs.sources.pair import require_texts
+from flax_rerank.jobs.sources.records import fingerprint, require_texts
 from flax_rerank.jobs.sources.run_tables import RunTables
 
 
@@ -14,49 +15,35 @@ from flax_rerank.jobs.sources.run_tables import RunTables
 class TrecSource:
     """The first passages of each query of a run (.gz, .zst or neither; paths or URLs).
 
-    Rows come query by query, as the run first names them, and by the run's score (then rank) within a query. A row's
-    number is its line in the run; its record has qid, docid, and the run's rank and score as rank and run_score.
+    Queries keep the order of the run. Within a query, the run's score and then its rank decide. A row's number is its
+    line in the run; its record has qid, docid, and the run's rank and score as rank and run_score.
 
     Each process reads all files once, on first use, into a temporary database; see `RunTables`.
-
-    Args:
-        run: lines of "qid Q0 docid rank score tag".
-        queries, corpus: .jsonl (BEIR) or .tsv; see `flax_rerank.jobs.sources.texts`.
-        top_k: passages a query; None for all.
     """
 
-    run: str
-    queries: str
-    corpus: str
-    top_k: int | None = 100
-    _tables: RunTables | None = field(default=None, init=False, repr=False, compare=False)
+    run: str  # lines of "qid Q0 docid rank score tag"
+    queries: str  # .jsonl (BEIR) or .tsv; see `flax_rerank.jobs.sources.texts`
+    corpus: str  # as queries
+    top_k: int = 100  # passages a query
 
-    def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
-
-    def __reduce__(self) -> tuple[type["TrecSource"], tuple[str, str, str, int | None]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.run, self.queries, self.corpus, self.top_k)
 
     def fingerprint(self) -> str:
-        """See `Source`."""
-        return fingerprint(
-            ["trec", self.top_k], [files.digest(file) for file in (self.run, self.queries, self.corpus)]
-        )
+        """A digest of all input that a score can depend on: equal for equal inputs, different for others."""
+        digests = [files.digest(file) for file in (self.run, self.queries, self.corpus)]
+        return fingerprint(["trec", self.top_k], digests)
 
     def shards(self, rows: int) -> list[Shard]:
-        """See `Source`. A shard has whole queries, as many as make up `rows` rows, but at least one.
+        """The input in shards of whole queries: as many as fit into `rows` rows, but at least one.
 
-        `first` is not a line here but the place among all rows, from 1.
-
-        Raises:
-            ValueError, OSError: all that is wrong with the run and its texts; see `RunTables`.
+        `first` is the position among all rows here, from 1, not a line. Raises as `RunTables`.
         """
         if rows < 1:
             raise ValueError(f"a shard of {rows} rows; it must have at least 1")
         shards: list[Shard] = []
         first, held = 1, 0
-        for count in self._open().counts():
+        for count in self._tables.counts():
             if held and held + count > rows:
                 shards.append(Shard(len(shards), self.run, first, held, 0))
                 first, held = first + held, 0
@@ -64,22 +51,15 @@ class TrecSource:
         return [*shards, Shard(len(shards), self.run, first, held, 0)]
 
     def read(self, shard: Shard) -> Iterator[Row | Reject]:
-        """See `Source`."""
-        for candidate in self._open().candidates(shard.first, shard.rows):
-            record = {
-                "qid": candidate.qid,
-                "docid": candidate.docid,
-                "rank": candidate.rank,
-                "run_score": candidate.score,
-            }
+        """The rows of a shard, in order, and in their places those that cannot be scored."""
+        for line, qid, query, docid, passage, rank, score in self._tables.candidates(shard.first, shard.rows):
             try:
-                require_texts(candidate.query, candidate.passage)
+                require_texts(query, passage)
             except ValueError as error:
-                yield Reject(self.run, candidate.line, f"{error} (query {candidate.qid}, passage {candidate.docid})")
+                yield Reject(self.run, line, f"{error} (query {qid}, passage {docid})")
             else:
-                yield Row(candidate.line, candidate.query, candidate.passage, record)
+                yield Row(line, query, passage, {"qid": qid, "docid": docid, "rank": rank, "run_score": score})
 
-    def _open(self) -> RunTables:
-        if self._tables is None:
-            self._tables = RunTables(self.run, self.queries, self.corpus, self.top_k)
-        return self._tables
+    @cached_property
+    def _tables(self) -> RunTables:
+        return RunTables(self.run, self.queries, self.corpus, self.top_k)

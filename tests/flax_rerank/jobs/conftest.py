@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from flax_rerank.batching import Shape
-from flax_rerank.jobs.formats import JsonlFormat
+from flax_rerank.jobs.formats import Format
 from flax_rerank.jobs.job import Job
-from flax_rerank.jobs.run import OneFile
 from flax_rerank.jobs.sources import JsonlSource
 from flax_rerank.rerankers import RerankOutput
 from flax_rerank.sharding import make_mesh
@@ -59,16 +58,15 @@ class FakeReranker:
 
 @dataclass(frozen=True)
 class FakeJob:
-    """A job with a fake reranker; its output is one file, or the folder of its parts."""
+    """A job with a fake reranker."""
 
     job: Job
-    file: OneFile | None
 
     def but(self, **changes: Any) -> "FakeJob":
         return replace(self, job=replace(self.job, **changes))
 
     def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in Path(self.file.path).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in Path(self.job.file).read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -83,20 +81,20 @@ def make_job(tmp_path):
         lines = [p if p.startswith("bad") else json.dumps({"query": "q", "passage": p}) for p in passages]
         pairs.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         path = str(tmp_path / name)
-        file = OneFile(path) if name.endswith(".jsonl") else None
+        one_file = name.endswith(".jsonl")
         job = Job(
             source=JsonlSource([str(pairs)]),
-            format=JsonlFormat(),
-            folder=path if file is None else file.folder,
+            format=Format(".jsonl"),
+            folder=f"{path}.job" if one_file else path,
+            file=path if one_file else None,
             model=str(model),
             load=lambda: FakeReranker(on_run),
             settings={"max_length": 64},
-            adapter=None,
             cache_dir=None,
             shard_rows=shard_rows,
             strict=False,
             warmup=False,
         )
-        return FakeJob(job, file)
+        return FakeJob(job)
 
     return make

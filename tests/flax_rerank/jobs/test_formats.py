@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flax_rerank.jobs import files
-from flax_rerank.jobs.formats import JsonlFormat, ParquetFormat, TrecFormat, format_of
+from flax_rerank.jobs.formats import Format, format_of
 from flax_rerank.jobs.rows import Row
 
 
@@ -29,7 +29,7 @@ def candidate(qid, docid):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
 def test_jsonl_has_the_record_and_its_scores(tmp_path, suffix):
-    output = JsonlFormat(suffix)
+    output = Format(suffix)
     parts = [str(tmp_path / f"{part}{suffix}") for part in range(3)]
     output.write(
         parts[0],
@@ -52,19 +52,19 @@ def test_jsonl_has_the_record_and_its_scores(tmp_path, suffix):
 
 def test_jsonl_names_a_row_that_json_cannot_hold(tmp_path):
     with pytest.raises(TypeError, match=r"row 7: .*date is not JSON serializable; write Parquet"):
-        JsonlFormat().write(str(tmp_path / "a.jsonl"), [row(7, day=datetime.date(2020, 1, 1))], scores(1))
+        Format(".jsonl").write(str(tmp_path / "a.jsonl"), [row(7, day=datetime.date(2020, 1, 1))], scores(1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_every_row_has_a_score(tmp_path):
-    for output in (JsonlFormat(), TrecFormat()):
+    for output in (Format(".jsonl"), Format(".trec")):
         with pytest.raises(ValueError, match="zip"):
             output.write(str(tmp_path / "a"), [candidate("q", "d")], scores())
 
 
 def test_parquet_keeps_the_types_of_the_source(tmp_path):
     schema = pa.schema({"id": pa.int8(), "day": pa.date32(), "score": pa.string(), "none": pa.int64()})
-    output = ParquetFormat(schema)
+    output = Format(".parquet", schema)
     parts = [str(tmp_path / f"{part}.parquet") for part in range(2)]
     output.write(parts[0], [row(1, id=1, day=datetime.date(2020, 1, 1), score="old", none=None)], scores(0.5))
     output.write(parts[1], [], scores())
@@ -80,7 +80,7 @@ def test_parquet_keeps_the_types_of_the_source(tmp_path):
 
 
 def test_parquet_finds_types_that_hold_all_parts(tmp_path):
-    output = ParquetFormat()
+    output = Format(".parquet")
     parts = [str(tmp_path / f"{part}.parquet") for part in range(3)]
     output.write(parts[0], [row(1, a=1, b=None, c={"x": 1}), row(2, d=["e"])], scores(0.5, 1))
     output.write(parts[1], [], scores())
@@ -94,7 +94,7 @@ def test_parquet_finds_types_that_hold_all_parts(tmp_path):
 
 
 def test_parquet_names_fields_that_make_no_column(tmp_path):
-    output = ParquetFormat()
+    output = Format(".parquet")
     first, second = str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")
     for values in ([1, "one"], ["\ud800"], [2**70]):
         with pytest.raises(ValueError, match='the values of the field "a" cannot be in one column'):
@@ -107,7 +107,7 @@ def test_parquet_names_fields_that_make_no_column(tmp_path):
 
 
 def test_trec_ranks_within_each_query(tmp_path):
-    output = TrecFormat("mine", ".txt.gz")
+    output = Format(".txt.gz", tag="mine")
     rows = [candidate("q2", "a"), candidate("q2", "b"), candidate("q1", "c"), candidate("q2", "d")]
     output.write(str(tmp_path / "0.txt.gz"), rows, scores(1, 2, -0.5, 2))
     output.write(str(tmp_path / "1.txt.gz"), [candidate("q3", "e")], scores(1e-9))
@@ -123,7 +123,7 @@ def test_trec_ranks_within_each_query(tmp_path):
 
 def test_trec_scores_keep_their_order(tmp_path):
     near = [np.float32(1.0), np.nextafter(np.float32(1.0), np.float32(2.0))]
-    TrecFormat().write(str(tmp_path / "a"), [candidate("q", "low"), candidate("q", "high")], scores(*near))
+    Format(".trec").write(str(tmp_path / "a"), [candidate("q", "low"), candidate("q", "high")], scores(*near))
     lines = [line.split() for line in (tmp_path / "a").read_text().splitlines()]
     assert [line[2] for line in lines] == ["high", "low"]
     assert math.ulp(1.0) < float(lines[0][4]) - float(lines[1][4])
@@ -132,22 +132,22 @@ def test_trec_scores_keep_their_order(tmp_path):
 def test_trec_needs_one_score_and_ids(tmp_path):
     path = str(tmp_path / "a")
     with pytest.raises(ValueError, match="one score, not score_8, score_16"):
-        TrecFormat().write(path, [], scores(name="score_8") | scores(name="score_16"))
+        Format(".trec").write(path, [], scores(name="score_8") | scores(name="score_16"))
     with pytest.raises(ValueError, match="row 3 has no qid and docid"):
-        TrecFormat().write(path, [row(3, qid="q")], scores(1))
+        Format(".trec").write(path, [row(3, qid="q")], scores(1))
     with pytest.raises(ValueError, match="the tag 'two words' is not one word"):
-        TrecFormat("two words")
+        Format(".trec", tag="two words")
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a/b.jsonl", JsonlFormat()),
-        ("gs://b/c.jsonl.zst", JsonlFormat(".jsonl.zst")),
-        ("b.parquet", ParquetFormat()),
-        ("b.txt.gz", TrecFormat(suffix=".txt.gz")),
-        ("b.run", TrecFormat(suffix=".run")),
-        (".trec", TrecFormat()),
+        ("a/b.jsonl", Format(".jsonl")),
+        ("gs://b/c.jsonl.zst", Format(".jsonl.zst")),
+        ("b.parquet", Format(".parquet")),
+        ("b.txt.gz", Format(".txt.gz")),
+        ("b.run", Format(".run")),
+        (".trec", Format(".trec")),
     ],
 )
 def test_the_suffix_says_what_an_output_is(name, expected):
@@ -156,8 +156,8 @@ def test_the_suffix_says_what_an_output_is(name, expected):
 
 def test_settings_of_formats():
     schema = pa.schema({"id": pa.int8()})
-    assert format_of("a.parquet", schema=schema) == ParquetFormat(schema)
-    assert format_of("a.trec", tag="mine") == TrecFormat("mine")
+    assert format_of("a.parquet", schema=schema) == Format(".parquet", schema)
+    assert format_of("a.trec", tag="mine") == Format(".trec", tag="mine")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "jsonl", "parquet", "trec", "runs/run", "txt"])

@@ -13,7 +13,7 @@ import pytest
 from flax_rerank.batching import Shape
 from flax_rerank.jobs import files
 from flax_rerank.jobs.engines.local import LocalEngine
-from flax_rerank.jobs.folder import create_json, read_json
+from flax_rerank.jobs.job import read_json
 from flax_rerank.jobs.rows import Shard
 from flax_rerank.jobs.run import run_job
 from flax_rerank.jobs.sources import JsonlSource
@@ -23,7 +23,7 @@ PASSAGES = [f"passage {'x' * n}" for n in range(8)]
 
 
 def run(fake, engine=LocalEngine(), **options):  # noqa: B008
-    return run_job(fake.job, engine, file=fake.file, **options)
+    return run_job(fake.job, engine, **options)
 
 
 def files_of(folder):
@@ -36,9 +36,9 @@ def test_a_job_writes_every_row_once_in_order(make_job):
     assert result.complete
     assert [row["passage"] for row in fake.rows()] == PASSAGES
     assert [row["score"] for row in fake.rows()] == pytest.approx([1 + len(p) / 7 for p in PASSAGES])
-    folder = Path(fake.file.path).parent
+    folder = Path(fake.job.file).parent
     assert files_of(folder) == ["scores.jsonl", "scores.jsonl.summary.json"]
-    assert json.loads(Path(fake.file.summary).read_text()) == result.summary
+    assert json.loads(Path(fake.job.summary).read_text()) == result.summary
     counts = {name: result.summary[name] for name in ("shards", "rows", "rejects", "tokens", "steps", "truncated")}
     assert counts == {"shards": 3, "rows": 8, "rejects": 0, "tokens": 40, "steps": 6, "truncated": 8}
     assert result.summary["padding_share"] == pytest.approx(1 - 40 / 384)
@@ -54,14 +54,14 @@ def test_warmup_compiles_the_whole_table_once(make_job):
     load = fake.job.load
     result = run(fake.but(load=lambda: rerankers.append(load()) or rerankers[0]))
     assert result.summary["seconds"]["warmup"] == 1.5
-    assert [list(map(list, table)) for table in rerankers[0].warm] == [read_json(fake.job.files.manifest)["table"]]
+    assert [list(map(list, table)) for table in rerankers[0].warm] == [read_json(fake.job.manifest)["table"]]
 
 
 def test_rows_that_cannot_be_scored_go_to_the_rejects(make_job):
     fake = make_job(["a", "nan", "bad line", "fault", "b", "nan fault", "c", "d", "bad too"])
     result = run(fake)
     assert [row["passage"] for row in fake.rows()] == ["a", "b", "c", "d"]
-    rejects = [json.loads(line) for line in Path(fake.file.rejects).read_text().splitlines()]
+    rejects = [json.loads(line) for line in Path(fake.job.all_rejects).read_text().splitlines()]
     (source,) = fake.job.source.files
     assert [reject["file"] for reject in rejects] == [source] * 5
     assert [reject["line"] for reject in rejects] == [2, 3, 4, 6, 9]
@@ -77,8 +77,8 @@ def test_a_strict_job_stops_at_the_first_such_row(make_job, bad, reason):
     fake = make_job(["a", "b", "c", "d", bad, "nan"]).but(strict=True)
     with pytest.raises(ValueError, match=f"pairs.jsonl:5: {reason}"):
         run(fake)
-    assert not Path(fake.file.path).exists()
-    assert list(fake.job.files.finished()) == [0]
+    assert not Path(fake.job.file).exists()
+    assert list(fake.job.finished()) == [0]
 
 
 def test_no_finite_score_at_all_is_no_fault_of_the_rows(make_job):
@@ -100,7 +100,7 @@ def test_all_shards_have_one_table_that_holds_the_longest_pairs(make_job):
     run(fake)
     table = (Shape(8, 16), Shape(4, 32), Shape(2, 64), Shape(1, 100))
     assert rerankers[0].tables == [table] * 4
-    assert read_json(fake.job.files.manifest)["table"] == [list(shape) for shape in table]
+    assert read_json(fake.job.manifest)["table"] == [list(shape) for shape in table]
 
 
 def test_a_second_start_does_only_what_is_missing(make_job):
@@ -108,8 +108,8 @@ def test_a_second_start_does_only_what_is_missing(make_job):
     fake = make_job(PASSAGES, name="folder", on_run=lambda pairs: scored.append(len(pairs)))
     run(fake)
     before = {name: (Path(fake.job.folder) / name).read_bytes() for name in files_of(fake.job.folder)}
-    Path(fake.job.files.finished()[0]).unlink()
-    Path(fake.job.files.part(2)).write_bytes(b"torn")
+    Path(fake.job.finished()[0]).unlink()
+    Path(fake.job.part(2)).write_bytes(b"torn")
     scored.clear()
     assert run(fake).summary["rows"] == 8
     assert scored == [3, 2]
@@ -127,7 +127,7 @@ def test_a_finished_file_is_finished(make_job, caplog):
     caplog.set_level("INFO", "flax_rerank")
     assert run(fake.but(load=None)) == first
     assert "scores.jsonl is complete already" in caplog.text
-    with open(fake.file.path, "a", encoding="utf-8") as file:
+    with open(fake.job.file, "a", encoding="utf-8") as file:
         file.write("more")
     with pytest.raises(FileExistsError, match=r"scores\.jsonl exists\. Give another output"):
         run(fake)
@@ -151,7 +151,7 @@ def test_another_job_does_not_mix(make_job, tmp_path):
     with pytest.raises(ValueError, match="holds another job: input is "):
         run(make_job([*PASSAGES[:-1], "another"], name="folder"))
     assert run(fake.but(settings={"max_length": 128}), overwrite=True).complete
-    assert read_json(fake.job.files.manifest)["settings"] == {"max_length": 128}
+    assert read_json(fake.job.manifest)["settings"] == {"max_length": 128}
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_another_job_does_not_mix(make_job, tmp_path):
 def test_another_reranker_does_not_mix(make_job, name, there, here):
     fake = make_job(PASSAGES, name="folder")
     run(fake)
-    Path(fake.job.files.finished()[0]).unlink()
-    manifest = read_json(fake.job.files.manifest)
+    Path(fake.job.finished()[0]).unlink()
+    manifest = read_json(fake.job.manifest)
     assert manifest[name] == here
-    Path(fake.job.files.manifest).write_text(json.dumps(manifest | {name: there}))
+    Path(fake.job.manifest).write_text(json.dumps(manifest | {name: there}))
     with pytest.raises(ValueError, match=f'{name} is "{there}" there and "{here}" here'):
         run(fake)
 
@@ -173,7 +173,7 @@ def test_a_job_does_not_go_on_with_another_mesh(make_job):
     fake = make_job(PASSAGES, name="folder")
     run(fake)
     before = files_of(fake.job.folder)
-    Path(fake.job.files.finished()[1]).unlink()
+    Path(fake.job.finished()[1]).unlink()
 
     def load():
         reranker = fake.job.load()
@@ -203,7 +203,7 @@ def test_processes_share_a_folder(make_job):
     assert [result.complete for result in results] == [False, False, True]
     assert [result.summary["rows"] for result in results] == [2, 4, 8]
     for shard in range(4):
-        assert Path(fake.job.files.part(shard)).read_bytes() == Path(alone.job.files.part(shard)).read_bytes()
+        assert Path(fake.job.part(shard)).read_bytes() == Path(alone.job.part(shard)).read_bytes()
     with pytest.raises(ValueError, match="3 processes cannot start anew together"):
         run(fake, LocalEngine(0, 3), overwrite=True)
     with pytest.raises(ValueError, match="2 processes cannot write one file"):
@@ -212,7 +212,9 @@ def test_processes_share_a_folder(make_job):
 
 def test_of_many_processes_one_makes_the_manifest(tmp_path):
     path, made = str(tmp_path / "job.json"), []
-    threads = [threading.Thread(target=lambda n=n: made.append((create_json(path, {"n": n}), n))) for n in range(8)]
+    threads = [
+        threading.Thread(target=lambda n=n: made.append((files.create(path, b'{"n": %d}' % n), n))) for n in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -230,8 +232,8 @@ def test_a_disk_may_have_no_hard_links(make_job, monkeypatch, number):
     monkeypatch.setattr(os, "link", no_link)
     fake = make_job(PASSAGES, name="folder")
     assert run(fake).complete
-    assert create_json(fake.job.files.manifest, {}) is False
-    assert read_json(fake.job.files.manifest)["settings"] == {"max_length": 64}
+    assert files.create(fake.job.manifest, b"{}") is False
+    assert read_json(fake.job.manifest)["settings"] == {"max_length": 64}
     assert [name for name in files_of(fake.job.folder) if "partial" in name] == []
 
 
@@ -255,15 +257,15 @@ def test_a_job_in_a_folder_behind_a_url(make_job):
     import fsspec
 
     with pytest.raises(FloatingPointError):
-        run_job(make_job(["a", "b", "c", "nan"]).but(folder="memory://bucket/job").job, LocalEngine())
-    fake = make_job(["a", "bad", "c", "d"]).but(folder="memory://bucket/job")
+        run_job(make_job(["a", "b", "c", "nan"], name="folder").but(folder="memory://bucket/job").job, LocalEngine())
+    fake = make_job(["a", "bad", "c", "d"], name="folder").but(folder="memory://bucket/job")
     run_job(fake.job, LocalEngine(), overwrite=True)
     names = {path.removeprefix("/bucket/job/") for path in fsspec.filesystem("memory").find("/bucket/job")}
     parts = {f"parts/part-0000{n}.jsonl": (120, 60)[n] for n in (0, 1)}
     done = {f"done/part-0000{n}.{size}.json" for n, size in enumerate(parts.values())}
     assert names == {"job.json", "summary.json", "rejects/part-00000.jsonl", *parts, *done}
     assert {name: fsspec.filesystem("memory").size(f"/bucket/job/{name}") for name in parts} == parts
-    assert create_json(fake.job.files.manifest, {}) is False
+    assert files.create(fake.job.manifest, b"{}") is False
     assert run_job(fake.but(load=None).job, LocalEngine()).summary["rows"] == 3
 
 
@@ -278,7 +280,7 @@ def test_a_kill_before_any_change_of_the_disk_is_harmless(make_job, monkeypatch)
     passages = [*PASSAGES[:5], "bad"]
     undisturbed = make_job(passages, name="undisturbed/scores.jsonl")
     run(undisturbed)
-    expected = [Path(path).read_bytes() for path in (undisturbed.file.path, undisturbed.file.rejects)]
+    expected = [Path(path).read_bytes() for path in (undisturbed.job.file, undisturbed.job.all_rejects)]
     kills = 0
     while True:
         fake = make_job(passages, name=f"killed{kills}/scores.jsonl")
@@ -305,9 +307,9 @@ def test_a_kill_before_any_change_of_the_disk_is_harmless(make_job, monkeypatch)
             else:
                 break
         run(fake)
-        assert [Path(path).read_bytes() for path in (fake.file.path, fake.file.rejects)] == expected
-        summary = f"{os.path.basename(fake.file.path)}.summary.json"
-        names = [name for name in files_of(Path(fake.file.path).parent) if ".partial-" not in name]
+        assert [Path(path).read_bytes() for path in (fake.job.file, fake.job.all_rejects)] == expected
+        summary = f"{os.path.basename(fake.job.file)}.summary.json"
+        names = [name for name in files_of(Path(fake.job.file).parent) if ".partial-" not in name]
         assert names == ["scores.jsonl", "scores.jsonl.rejects.jsonl", summary]
         kills += 1
     assert kills > 15
@@ -330,8 +332,8 @@ def test_a_signal_drops_the_shard_on_the_devices(make_job, number, code):
         run(fake)
     assert stop.value.code == code
     assert signal.getsignal(number) is before
-    assert list(fake.job.files.finished()) == [0]
-    assert not Path(fake.file.path).exists()
+    assert list(fake.job.finished()) == [0]
+    assert not Path(fake.job.file).exists()
     run(fake)
     assert scored == [3, 3, 3, 2]
     assert [row["passage"] for row in fake.rows()] == PASSAGES
@@ -347,7 +349,7 @@ def test_a_signal_that_is_swallowed_is_obeyed_at_the_next_shard(make_job):
     fake = make_job(PASSAGES, on_run=swallows)
     with pytest.raises(SystemExit):
         run(fake)
-    assert list(fake.job.files.finished()) == [0]
+    assert list(fake.job.finished()) == [0]
 
 
 @pytest.mark.parametrize("place", ["read", "write"])
@@ -367,7 +369,7 @@ def test_three_shards_are_in_memory_at_a_time(make_job, monkeypatch):
     read = JsonlSource.read
 
     def counted(source, shard: Shard):
-        ahead.append(shard.index - len(fake.job.files.finished()))
+        ahead.append(shard.index - len(fake.job.finished()))
         return read(source, shard)
 
     monkeypatch.setattr(JsonlSource, "read", counted)
@@ -381,7 +383,7 @@ def test_an_input_of_which_no_row_can_be_scored_is_refused(make_job):
     (source,) = fake.job.source.files
     with pytest.raises(ValueError, match=rf"^no row of the input can be scored; {source}:1: it is at fault$"):
         run(fake)
-    assert not Path(fake.job.files.manifest).exists()
+    assert not Path(fake.job.manifest).exists()
 
 
 def test_a_finished_job_is_finished_in_lock_step_too(make_job):

@@ -10,8 +10,7 @@ from reference_cases import CASES, largest_difference, load_case
 from flax_rerank import FlaxAutoReranker, RerankerModelClass, ShardingRules
 from flax_rerank.jobs import JobOptions, score_files
 from flax_rerank.jobs.engines import LocalEngine, RayEngine, engine_of
-from flax_rerank.jobs.outputs import place_of
-from flax_rerank.jobs.run import OneFile
+from flax_rerank.jobs.outputs import output_of
 
 BERT = CASES / "encoder-bert"
 
@@ -77,9 +76,9 @@ def test_a_setting_that_the_class_does_not_have_is_named(tmp_path, pairs):
 @pytest.mark.parametrize("name", ["run", "txt", "trec", "parquet", "scores"])
 def test_a_name_without_a_suffix_is_that_of_a_folder(tmp_path, name):
     options = JobOptions(input="pairs.jsonl", output=tmp_path / name)
-    assert place_of(options, ExitStack()) == str(tmp_path / name)
+    assert output_of(options, ExitStack()) == (str(tmp_path / name), None)
     options = JobOptions(input="pairs.jsonl", output=tmp_path / f"{name}.txt")
-    assert place_of(options, ExitStack()) == OneFile(str(tmp_path / f"{name}.txt"))
+    assert output_of(options, ExitStack()) == (str(tmp_path / f"{name}.txt.job"), str(tmp_path / f"{name}.txt"))
 
 
 def test_options_say_which_engine(monkeypatch):

@@ -161,8 +161,3 @@ def test_the_fingerprint_is_that_of_all_files_and_top_k(make):
 def test_what_is_wrong_is_named_before_scoring(make, change, reason):
     with pytest.raises(ValueError, match=reason):
         make(**change).shards(10)
-
-
-def test_top_k_is_at_least_one(make):
-    with pytest.raises(ValueError, match="top_k is 0"):
-        make(top_k=0)

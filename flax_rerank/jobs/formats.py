@@ -1,0 +1,145 @@
+"""Output formats: how rows and their scores become a file, and the files of all shards one."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flax_rerank.jobs import files
+from flax_rerank.jobs.rows import Row
+from flax_rerank.jobs.sources.parquet import import_parquet, open_parquet, schema_of, unify_schemas
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+JSONL, PARQUET = ".jsonl", ".parquet"
+RUNS = (".trec", ".run", ".txt")
+TAG = "flax-rerank"
+PARQUET_COMPRESSION = "zstd"
+
+
+@dataclass(frozen=True)
+class Format:
+    """JSON lines or a TREC run (.gz, .zst or neither), or Parquet (needs pyarrow).
+
+    Raises ValueError if the tag of a TREC run is not one word.
+    """
+
+    suffix: str  # what file names end in; it names the format
+    # Of the records, for Parquet. Without it, each part has the fields and types of its own records (a field that a
+    # record lacks is null), and the joined file has types that hold all values.
+    schema: "pa.Schema | None" = None
+    tag: str = TAG  # the name of a TREC run
+
+    def __post_init__(self) -> None:
+        if self.is_run and (len(self.tag.split()) != 1 or self.tag != self.tag.strip()):
+            raise ValueError(f"the tag {self.tag!r} is not one word")
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a TREC run."""
+        return self.suffix.startswith(RUNS)
+
+    def write(self, path: str, rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> None:
+        """Write one shard's rows with their scores (a float array [rows] for each field) to a new file.
+
+        Raises:
+            ValueError: values that do not fit one Parquet column; a TREC run with several scores or without ids.
+            TypeError: a value that JSON has no type for, such as a date from a Parquet file.
+        """
+        if self.suffix == PARQUET:
+            _write_parquet(path, rows, scores, self.schema)
+        else:
+            lines = _run_lines(rows, scores, self.tag) if self.is_run else _json_lines(rows, scores)
+            with files.open_output(path) as sink:
+                sink.writelines(lines)
+
+    def join(self, parts: Sequence[str], path: str) -> None:
+        """Write one file with all rows of the parts, in order. One part at a time is in memory.
+
+        Raises ValueError if no type holds the values that a field has in two Parquet parts.
+        """
+        if self.suffix != PARQUET:
+            files.concatenate(parts, path)
+            return
+        pa, pq = import_parquet(path)
+        schema = unify_schemas({part: schema_of(part) for part in parts})
+        with (
+            files.open_output(path) as sink,
+            pq.ParquetWriter(sink, schema, compression=PARQUET_COMPRESSION) as writer,
+        ):
+            for part in parts:
+                with open_parquet(part) as table:
+                    tables = [schema.empty_table(), table.read()]
+                    writer.write_table(pa.concat_tables(tables, promote_options="permissive"))
+
+
+def format_of(path: str, *, schema: "pa.Schema | None" = None, tag: str = TAG) -> Format:
+    """The format that a file's name says: .jsonl, .trec, .run or .txt (also with .gz or .zst), or .parquet.
+
+    Raises ValueError for another suffix.
+    """
+    compression = files.compression_of(path)
+    stem = path.removesuffix(compression)
+    for suffix in (JSONL, *RUNS):
+        if stem.endswith(suffix):
+            return Format(suffix + compression, tag=tag)
+    if path.endswith(PARQUET):
+        return Format(PARQUET, schema)
+    known, compressions = ", ".join((JSONL, *RUNS)), " or ".join(files.COMPRESSIONS)
+    raise ValueError(f"{path}: outputs are {known} (also with {compressions}) or {PARQUET} files")
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line."""
+    # UTF-8 cannot hold a lone surrogate. As a backslash escape it is JSON, and the field keeps its value.
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _json_lines(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """One object a line: the row's record, and a field for each score."""
+    columns = [values.tolist() for values in scores.values()]
+    for row, *values in zip(rows, *columns, strict=True):
+        record = {**row.record, **dict(zip(scores, values, strict=True))}
+        try:
+            yield json_line(record)
+        except TypeError as error:
+            raise TypeError(f"row {row.number}: {error}; write Parquet, or leave the column out") from error
+
+
+def _run_lines(rows: Sequence[Row], scores: Mapping[str, np.ndarray], tag: str) -> Iterator[bytes]:
+    """Lines of "qid Q0 docid rank score tag". Queries keep their order. The highest score of each comes first, equal
+    ones in the order of the rows. Ranks start at 1. All rows of a query are here, as the shards of a run have them."""
+    if len(scores) != 1:
+        raise ValueError(f"a TREC run has one score, not {', '.join(scores)}: give one cutoff layer")
+    (values,) = scores.values()
+    queries: dict[str, list[tuple[float, str]]] = {}
+    for row, score in zip(rows, values.tolist(), strict=True):
+        if "qid" not in row.record or "docid" not in row.record:
+            raise ValueError(f"row {row.number} has no qid and docid: a TREC run is made from a TREC run")
+        queries.setdefault(row.record["qid"], []).append((score, row.record["docid"]))
+    for qid, passages in queries.items():
+        passages.sort(key=lambda passage: -passage[0])
+        for rank, (score, docid) in enumerate(passages, start=1):
+            yield f"{qid} Q0 {docid} {rank} {score!r} {tag}\n".encode()
+
+
+def _write_parquet(
+    path: str, rows: Sequence[Row], scores: Mapping[str, np.ndarray], schema: "pa.Schema | None"
+) -> None:
+    """A column for each field of the records, and one for each score, of its dtype."""
+    pa, pq = import_parquet(path)
+    names = dict.fromkeys(name for row in rows for name in row.record) if schema is None else schema.names
+    columns = {}
+    for name in names:
+        if name not in scores:
+            kind = None if schema is None else schema.field(name).type
+            try:
+                columns[name] = pa.array([row.record.get(name) for row in rows], kind)
+            except (pa.ArrowException, OverflowError, TypeError, UnicodeError) as error:
+                raise ValueError(f'the values of the field "{name}" cannot be in one column: {error}') from error
+    table = pa.table(columns | {name: pa.array(values) for name, values in scores.items()})
+    with files.open_output(path) as sink:
+        pq.write_table(table, sink, compression=PARQUET_COMPRESSION)
