@@ -19,6 +19,7 @@ from flax_rerank.text.pairs import TokenizedPairs
 from flax_rerank.text.prompts import Template
 from flax_rerank.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.optimized
 ENCODER = EncoderConfig(
     vocab_size=64,
     hidden_size=64,
