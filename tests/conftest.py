@@ -21,7 +21,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# What is compiled once in a session serves all of its tests, workers and subprocesses: compiling is what takes time.
+# Compiling is what takes time. So LLVM optimises nothing but what `optimized` modules compile, and what is compiled once
+# in a session serves all of its tests, workers and subprocesses.
 # A folder that FLAX_RERANK_TEST_CACHE names is still there for the next session.
 if "FLAX_RERANK_TEST_CACHE" not in os.environ:
     os.environ["FLAX_RERANK_TEST_CACHE"] = tempfile.mkdtemp(prefix="flax-rerank-tests-")
@@ -31,9 +32,16 @@ for setting, value in {
     "jax_compilation_cache_max_size": 2**30,  # with a limit, whatever it is, files are locked
     "jax_persistent_cache_min_compile_time_secs": 0.1,
     "jax_persistent_cache_min_entry_size_bytes": -1,
+    "jax_disable_most_optimizations": True,
 }.items():
     jax.config.update(setting, value)
     os.environ[setting.upper()] = str(value)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _optimizations(request: pytest.FixtureRequest) -> None:
+    wanted = any(request.node.get_closest_marker(mark) for mark in ("optimized", "tpu_compile"))
+    jax.config.update("jax_disable_most_optimizations", not wanted)
 
 
 @cache

@@ -114,16 +114,16 @@ def test_the_score_of_a_layer_does_not_depend_on_the_other_layers_asked():
 def test_a_negative_token_is_subtracted_from_the_positive_one():
     """Each logit has its own softcap, as in the language model. Weights are the same wherever shapes are."""
     bounds = {"logit_scale": 0.5, "softcap": 3.0}
-    last = {"layers": (5,), "heads": (0,)}
-    heads = Readout("last", "linear", layers=(4, 5), heads=(0, 1), **bounds)
-    score = random_decoder(LLAMA, heads)
-    logits = [score(*batch(30), readout=heads.at((5,), (row,))) for row in (0, 1)]
-    scores = random_decoder(LLAMA, Readout("last", "linear", tokens=(11, 40), **last, **bounds))(*batch(30))
+    fields, last = LLAMA | {"num_hidden_layers": 1}, {"layers": (1,), "heads": (0,)}
+    heads = Readout("last", "linear", layers=(0, 1), heads=(0, 1), **bounds)
+    score = random_decoder(fields, heads)
+    logits = [score(*batch(30), readout=heads.at((1,), (row,))) for row in (0, 1)]
+    scores = random_decoder(fields, Readout("last", "linear", tokens=(11, 40), **last, **bounds))(*batch(30))
     assert scores.shape == (BATCH, 1)
     np.testing.assert_allclose(scores, logits[0] - logits[1], rtol=0, atol=1e-6)
     assert np.abs(scores).max() > 0.01
     tied = [Readout("last", "tied", tokens=tokens, **last, **bounds) for tokens in ((11,), (40,), (11, 40))]
-    positive, negative, scores = (random_decoder(LLAMA, readout)(*batch(30)) for readout in tied)
+    positive, negative, scores = (random_decoder(fields, readout)(*batch(30)) for readout in tied)
     np.testing.assert_allclose(scores, positive - negative, rtol=0, atol=1e-6)
     assert np.abs(scores).max() > 0.01
 
@@ -142,10 +142,11 @@ def test_layers_before_a_compression_score_as_without_it():
 
 def test_neither_the_length_that_compression_leaves_nor_padding_changes_scores():
     score = random_decoder(*FAMILIES["gemma2"])
+    readout = FAMILIES["gemma2"][1].at((2, 3))
     ids, lengths, starts = batch(30)
-    tight = score(ids, lengths, starts, compression=compression((1, 21), (3, 16)))
+    tight = score(ids, lengths, starts, readout=readout, compression=compression((1, 21), (2, 16)))
     spoiled = np.where(np.arange(30) < lengths[:, None], ids, 5)
-    roomy = score(spoiled, lengths, starts, compression=compression((1, 30), (3, 30)))
+    roomy = score(spoiled, lengths, starts, readout=readout, compression=compression((1, 30), (2, 30)))
     np.testing.assert_allclose(tight, roomy, rtol=0, atol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """The TPU kernel against the plain attention, interpreted on the CPU."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,15 +36,8 @@ def difference(length, heads, kv_heads, size, *, causal, window=0, lengths=None,
     arrays = inputs(length, heads, kv_heads, size, dtype)
     mask = dense_mask(length, causal, window, lengths)
     plain = attention(*arrays, mask=mask, scale=size**-0.5, softcap=softcap)
-    kernel = splash_attention(
-        *arrays,
-        lengths=lengths,
-        causal=causal,
-        window=window,
-        scale=size**-0.5,
-        softcap=softcap,
-        interpret=True,
-    )
+    switches = {"causal": causal, "window": window, "scale": size**-0.5, "softcap": softcap, "interpret": True}
+    kernel = jax.jit(partial(splash_attention, lengths=lengths, **switches))(*arrays)
     assert kernel.dtype == plain.dtype
     assert kernel.shape == plain.shape
     real = np.full(2, length) if lengths is None else np.asarray(lengths)
@@ -84,7 +79,8 @@ def test_heads_that_do_not_divide_are_on_all_devices():
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
     arrays = inputs(128, 3, 3, 64)
     expected = attention(*arrays, mask=dense_mask(128, False, 0, None), scale=0.125)
-    found = splash_attention_on(mesh, *arrays, lengths=None, causal=False, window=0, scale=0.125, interpret=True)
+    switches = {"lengths": None, "causal": False, "window": 0, "scale": 0.125, "interpret": True}
+    found = jax.jit(partial(splash_attention_on, mesh, **switches))(*arrays)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
