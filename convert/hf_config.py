@@ -74,13 +74,6 @@ class HFConfig:
         if self._faults:
             raise ValueError("config.json: " + "; ".join(self._faults))
 
-    @property
-    def labels(self) -> int | None:
-        """How many labels the classification head has; None where the config does not say."""
-        if self._fields.get("id2label"):
-            return len(self._fields["id2label"])
-        return self._fields.get("num_labels")
-
 
 def _switched_off(value: Any) -> bool:
     """Whether a value means what a missing field means. 0 does not: it equals False, but is a number."""

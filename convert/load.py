@@ -18,7 +18,6 @@ from flax_rerank.convert.cost_wise_gemma import COST_WISE_GEMMA
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.gemma import GEMMA
 from flax_rerank.convert.gemma2 import GEMMA2
-from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.llama import LLAMA
 from flax_rerank.convert.minicpm import MINICPM
 from flax_rerank.convert.mistral import MISTRAL
@@ -74,8 +73,8 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     """
     architectures = tuple(hf.get("architectures") or ())
     refuse_embedding_model(hf)
-    labels = HFConfig(hf).labels
-    if labels is not None and labels != 1 and any("SequenceClassification" in name for name in architectures):
+    labels = len(hf.get("id2label") or ()) or hf.get("num_labels")
+    if labels not in (None, 1) and any("SequenceClassification" in name for name in architectures):
         raise ValueError(f"a reranker has a head with one label; config.json has {labels}")
     for family in FAMILIES:
         if any(name in family.model_classes for name in architectures):
