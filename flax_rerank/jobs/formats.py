@@ -9,7 +9,7 @@ import numpy as np
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Row
-from flax_rerank.jobs.sources.parquet import import_parquet, open_parquet, schema_of, unify_schemas
+from flax_rerank.jobs.sources.parquet import open_parquet, schema_of, unify_schemas
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +64,9 @@ class Format:
         if self.suffix != PARQUET:
             files.concatenate(parts, path)
             return
-        pa, pq = import_parquet(path)
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         schema = unify_schemas({part: schema_of(part) for part in parts})
         with (
             files.open_output(path) as sink,
@@ -130,7 +132,9 @@ def _write_parquet(
     path: str, rows: Sequence[Row], scores: Mapping[str, np.ndarray], schema: "pa.Schema | None"
 ) -> None:
     """A column for each field of the records, and one for each score, of its dtype."""
-    pa, pq = import_parquet(path)
+    pa = files.import_pyarrow(path)
+    import pyarrow.parquet as pq
+
     names = dict.fromkeys(name for row in rows for name in row.record) if schema is None else schema.names
     columns = {}
     for name in names:
