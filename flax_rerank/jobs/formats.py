@@ -1,6 +1,7 @@
 """Output formats: how rows and their scores become a file, and the files of all shards one."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from flax_rerank.jobs.sources.parquet import open_parquet, schema_of, unify_sche
 if TYPE_CHECKING:
     import pyarrow as pa
 
-JSONL, PARQUET = ".jsonl", ".parquet"
+PARQUET = ".parquet"
 RUNS = (".trec", ".run", ".txt")
+SUFFIX = re.compile(r"\.parquet$|\.(jsonl|trec|run|txt)(\.gz|\.zst)?$")
 TAG = "flax-rerank"
 PARQUET_COMPRESSION = "zstd"
 
@@ -83,15 +85,11 @@ def format_of(path: str, *, schema: "pa.Schema | None" = None, tag: str = TAG) -
 
     Raises ValueError for another suffix.
     """
-    compression = files.compression_of(path)
-    stem = path.removesuffix(compression)
-    for suffix in (JSONL, *RUNS):
-        if stem.endswith(suffix):
-            return Format(suffix + compression, tag=tag)
-    if path.endswith(PARQUET):
-        return Format(PARQUET, schema)
-    known, compressions = ", ".join((JSONL, *RUNS)), " or ".join(files.COMPRESSIONS)
-    raise ValueError(f"{path}: outputs are {known} (also with {compressions}) or {PARQUET} files")
+    found = SUFFIX.search(path)
+    if found is None:
+        known = f".jsonl, {', '.join(RUNS)} (also with {' or '.join(files.COMPRESSIONS)}) or .parquet"
+        raise ValueError(f"{path}: outputs are {known} files")
+    return Format(found[0], schema, tag)
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:

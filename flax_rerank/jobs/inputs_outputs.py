@@ -8,7 +8,7 @@ import tempfile
 from contextlib import ExitStack
 
 from flax_rerank.jobs import files
-from flax_rerank.jobs.formats import Format, format_of
+from flax_rerank.jobs.formats import SUFFIX, Format, format_of
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.options import STANDARD_STREAM, JobOptions
 from flax_rerank.jobs.sources import ParquetSource, Source, TrecSource, beir_files, open_source
@@ -49,7 +49,7 @@ def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
     if output == STANDARD_STREAM:
         kind = options.format or ("jsonl" if options.run is None else "trec")
         output = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='flax-rerank-'))}/scores.{kind}"
-    elif not _names_a_format(output):
+    elif not SUFFIX.search(os.path.basename(output)):
         if os.path.isfile(output):
             raise NotADirectoryError(f"{output} is a file, and its name says no format that is known: give a folder")
         return files.absolute(output), None
@@ -93,11 +93,3 @@ def _expand(pattern: str) -> list[str]:
     if not found:
         raise ValueError(f"no file matches {pattern}")
     return found
-
-
-def _names_a_format(path: str) -> bool:
-    try:
-        format_of(os.path.basename(path))
-    except ValueError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""What can be set for a job, beside the model and its reranker."""
+"""The options of a job, apart from the model and its reranker."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ class JobOptions:
         "of the parts in a folder, or of standard output"
     )
     tag: str = _option("the name of the TREC run that is written", "flax-rerank", "NAME")
-    overwrite: bool = _option("start anew, even if the output exists", False)
+    overwrite: bool = _option("start over, even if the output exists", False)
 
     shard_rows: int = _option("rows that are read and written at a time", 10_000, "N")
     strict: bool = _option("stop at the first row that cannot be scored; by default it goes to the rejects", False)

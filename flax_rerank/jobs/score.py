@@ -63,7 +63,7 @@ def score_files(model: str, options: JobOptions, **settings: Any) -> Result:
                 copy_to_standard_output(job)
             return result
     except SystemExit as stop:
-        logger.warning("stopped by a signal; start the job again to go on")
+        logger.warning("stopped by a signal; start the job again to continue it")
         if jax.distributed.is_initialized() and not engine.lock_step:
             os._exit(int(stop.code or 0))  # else it would wait for the other processes, which can have hours to go
         raise
