@@ -10,8 +10,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 def add_options(group: argparse._ActionsContainer, cls: type, only: Collection[str] | None = None) -> None:
     """Add an option for each field of a dataclass; it is required if the field has no default.
 
-    An option that is not given is left out of the namespace. The option is named after the field, and the annotation says what values it takes. A bool takes no value; where
-    its default is True, the option is `--no-...` and sets False. A field's metadata may have:
+    An option that is not given is left out of the namespace. It is named after the field, and the annotation says what
+    values it takes. A bool takes no value; where its default is True, the option is `--no-...` and sets False. A
+    field's metadata can have:
         help: the help text.
         metavar: the name of the value in the help text.
         choices: the allowed values, where the annotation is not a `Literal`.
