@@ -14,4 +14,4 @@ def use_compile_cache(folder: str) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    reset_cache()  # else a process that has compiled already goes on as before
+    reset_cache()  # else a process that has already compiled would keep its old cache

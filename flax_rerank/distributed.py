@@ -1,4 +1,4 @@
-"""Many processes: how each finds the others, and how all end when one fails."""
+"""Several processes: how each finds the others, and how all end when one fails."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ import jax
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 7 * 24 * 3600
-HEARTBEAT_SECONDS = 30  # a process that is silent for so long is dead, and JAX ends the others
+HEARTBEAT_SECONDS = 30  # a process that is silent for longer is dead, and JAX ends the others
 POLL_SECONDS = 1.0
 FAILED = "flax_rerank/failed/"
 
@@ -19,15 +19,10 @@ FAILED = "flax_rerank/failed/"
 def initialize(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Join the processes of a job, before any device is used. Does nothing if that was done.
+    """Join the processes of a job, before any device is used. A second call does nothing.
 
-    On TPU VMs (and under Slurm, Open MPI, Kubernetes) every process finds its place by itself; elsewhere all three
-    arguments are needed.
-
-    Args:
-        coordinator: "host:port" of process 0.
-        num_processes: how many there are.
-        process_id: which of them this is, from 0.
+    On TPU VMs, and under Slurm, Open MPI and Kubernetes, JAX finds the arguments. Elsewhere all three are needed:
+    "host:port" of process 0, the number of processes, and which of them this is, from 0.
 
     Raises:
         ValueError: one or two of the three are given, or none where JAX finds no cluster.
@@ -37,7 +32,7 @@ def initialize(
         raise ValueError("coordinator, num_processes and process_id belong together: give all of them or none")
     if jax.distributed.is_initialized():
         return
-    # A process that is done waits for the others at its end; by default those would be aborted after five minutes.
+    # A process that has finished waits for the others; by default, JAX would abort them after five minutes.
     jax.distributed.initialize(
         coordinator,
         num_processes,
@@ -48,14 +43,12 @@ def initialize(
 
 
 def in_a_cluster() -> bool:
-    """Whether JAX finds that this process is one of several: on TPU VMs (GCE and GKE), under Slurm, Open MPI or
-    Kubernetes, by the detection that `jax.distributed.initialize()` uses.
-
-    JAX has no public function that tells this without joining. This relies on one private method, of jax 0.10 to 0.12.
-    """
+    """Whether this process is one of several, by the detection of `jax.distributed.initialize()`: on TPU VMs (GCE and
+    GKE), and under Slurm, Open MPI or Kubernetes."""
+    # JAX has no public function for this that does not join. This private one exists in jax 0.10 to 0.12.
     from jax._src.clusters import ClusterEnv
 
-    # What is given is not looked up: of the address, the count, the number and the devices, only the count is wanted.
+    # JAX looks up only what is None here: the number of processes.
     _, count, _, _ = ClusterEnv.auto_detect_unset_distributed_params("", None, 0, [], None, None)
     return count is not None and count > 1
 
@@ -64,9 +57,9 @@ def in_a_cluster() -> bool:
 def ending_together() -> Iterator[None]:
     """While this is entered, an exception in one process ends all processes, within seconds and with its reason.
 
-    Without it, the others would wait in a collective for a process that does not come. All processes of
-    `jax.distributed` must enter it. The one that fails raises its exception; each other one logs the reason and
-    exits with code 1. A process that is killed, or whose machine is lost, is found by JAX after `HEARTBEAT_SECONDS`.
+    Otherwise the others would wait in a collective forever. All processes of `jax.distributed` must enter it. The one
+    that fails raises its exception; each other one logs the reason and exits with code 1. JAX finds a killed process
+    or a lost machine after `HEARTBEAT_SECONDS`.
 
     Raises:
         ValueError: `jax.distributed` is not initialised.

@@ -8,17 +8,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def add_options(group: argparse._ActionsContainer, cls: type, only: Collection[str] | None = None) -> None:
-    """Add an option for each field of a dataclass. An option that is not given is left out of the namespace; one of a
-    field without a default has to be given.
+    """Add an option for each field of a dataclass; it is required if the field has no default.
 
-    The option is named after the field, and the annotation says what values it takes. A bool takes no value; where
-    its default is True, the option is `--no-...` and sets False. A field's metadata may have:
+    An option that is not given is left out of the namespace. It is named after the field, and the annotation says what
+    values it takes. A bool takes no value; where its default is True, the option is `--no-...` and sets False. A
+    field's metadata can have:
         help: the help text.
-        metavar: what stands for a value in the help text.
-        choices: the values that are allowed, where the annotation is no `Literal` that says them.
+        metavar: the name of the value in the help text.
+        choices: the allowed values, where the annotation is not a `Literal`.
         parse: a function that makes a value of a string, where the annotation is not enough.
         flag: another name for the option; one of a bool that starts with `--no-` sets False.
-        cli: False for a field that is not to be an option.
+        cli: False for a field without an option.
 
     Args:
         group: a parser, or a group of its options.
@@ -70,6 +70,6 @@ def _values(field: "Field[Any]", hint: Any) -> dict[str, Any]:
 
 
 def _class(kind: Any) -> type:
-    """The class of an annotation, without its parameters; object for what is no class, such as a `Literal`."""
+    """The class of an annotation, without its parameters; object if it is not a class, such as a `Literal`."""
     origin = get_origin(kind) or kind
     return origin if isinstance(origin, type) else object

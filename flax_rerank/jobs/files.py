@@ -66,7 +66,7 @@ def open_input(path: str) -> io.BufferedIOBase:
     """
     compression = compression_of(path)
     if compression == ".zst":
-        _pyarrow()  # before there is a file to close
+        import_pyarrow(path)  # before there is a file to close
     raw = open_raw(path)
     return io.BufferedReader(_Decompressed(path, raw), BLOCK) if compression else raw
 
@@ -161,7 +161,9 @@ class _Decompressed(io.RawIOBase):
     def __init__(self, path: str, raw: io.BufferedIOBase) -> None:
         self._path, self._raw = path, raw
         gz = path.endswith(".gz")
-        self._stream: Any = gzip.GzipFile(fileobj=raw) if gz else _pyarrow().CompressedInputStream(raw, "zstd")
+        self._stream: Any = (
+            gzip.GzipFile(fileobj=raw) if gz else import_pyarrow(path).CompressedInputStream(raw, "zstd")
+        )
 
     def readable(self) -> bool:
         return True
@@ -184,7 +186,7 @@ class _Decompressed(io.RawIOBase):
 @contextmanager
 def _compressing(path: str, compression: str) -> Iterator[Any]:
     if compression == ".zst":
-        with _pyarrow().CompressedOutputStream(path, "zstd") as sink:
+        with import_pyarrow(path).CompressedOutputStream(path, "zstd") as sink:
             yield sink
         return
     with open(path, "xb") as raw:
@@ -260,9 +262,10 @@ def _filesystem_of(path: str) -> tuple[Any, str]:
     return filesystem, name
 
 
-def _pyarrow() -> Any:
+def import_pyarrow(path: str) -> Any:
+    """pyarrow, with which the file is read or written. Raises ImportError that names the extra."""
     try:
         import pyarrow
     except ImportError as error:
-        raise ImportError(".zst files need pyarrow; install flax-rerank[files]") from error
+        raise ImportError(f"{path}: .zst and .parquet files need pyarrow; install flax-rerank[files]") from error
     return pyarrow

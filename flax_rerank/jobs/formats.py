@@ -1,6 +1,7 @@
 """Output formats: how rows and their scores become a file, and the files of all shards one."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,14 @@ import numpy as np
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Row
-from flax_rerank.jobs.sources.parquet import import_parquet, open_parquet, schema_of, unify_schemas
+from flax_rerank.jobs.sources.parquet import open_parquet, schema_of, unify_schemas
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-JSONL, PARQUET = ".jsonl", ".parquet"
+PARQUET = ".parquet"
 RUNS = (".trec", ".run", ".txt")
+SUFFIX = re.compile(r"\.parquet$|\.(jsonl|trec|run|txt)(\.gz|\.zst)?$")
 TAG = "flax-rerank"
 PARQUET_COMPRESSION = "zstd"
 
@@ -64,7 +66,9 @@ class Format:
         if self.suffix != PARQUET:
             files.concatenate(parts, path)
             return
-        pa, pq = import_parquet(path)
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         schema = unify_schemas({part: schema_of(part) for part in parts})
         with (
             files.open_output(path) as sink,
@@ -81,15 +85,11 @@ def format_of(path: str, *, schema: "pa.Schema | None" = None, tag: str = TAG) -
 
     Raises ValueError for another suffix.
     """
-    compression = files.compression_of(path)
-    stem = path.removesuffix(compression)
-    for suffix in (JSONL, *RUNS):
-        if stem.endswith(suffix):
-            return Format(suffix + compression, tag=tag)
-    if path.endswith(PARQUET):
-        return Format(PARQUET, schema)
-    known, compressions = ", ".join((JSONL, *RUNS)), " or ".join(files.COMPRESSIONS)
-    raise ValueError(f"{path}: outputs are {known} (also with {compressions}) or {PARQUET} files")
+    found = SUFFIX.search(path)
+    if found is None:
+        known = f".jsonl, {', '.join(RUNS)} (also with {' or '.join(files.COMPRESSIONS)}) or .parquet"
+        raise ValueError(f"{path}: outputs are {known} files")
+    return Format(found[0], schema, tag)
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
@@ -130,7 +130,9 @@ def _write_parquet(
     path: str, rows: Sequence[Row], scores: Mapping[str, np.ndarray], schema: "pa.Schema | None"
 ) -> None:
     """A column for each field of the records, and one for each score, of its dtype."""
-    pa, pq = import_parquet(path)
+    pa = files.import_pyarrow(path)
+    import pyarrow.parquet as pq
+
     names = dict.fromkeys(name for row in rows for name in row.record) if schema is None else schema.names
     columns = {}
     for name in names:

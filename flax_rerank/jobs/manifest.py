@@ -68,10 +68,12 @@ def check(job: Job, description: Description) -> Mapping[str, Any] | None:
     if manifest is None:
         others = list(files.sizes(job.folder))
         if others:
-            raise ValueError(f"{job.folder} holds no job, but {', '.join(others[:3])}: give a new output")
+            raise ValueError(
+                f"{job.folder} is not the folder of a job: it holds {', '.join(others[:3])}. Give a new output"
+            )
     elif different := differences(manifest, description):
         raise ValueError(
-            f"{job.folder} holds another job: {'; '.join(different)}. Give another output, or overwrite to start anew"
+            f"{job.folder} holds another job: {'; '.join(different)}. Give another output, or overwrite to start over"
         )
     return manifest
 

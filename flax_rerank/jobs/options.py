@@ -1,4 +1,4 @@
-"""What can be set for a job, beside the model and its reranker."""
+"""The options of a job, apart from the model and its reranker."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ class JobOptions:
         "of the parts in a folder, or of standard output"
     )
     tag: str = _option("the name of the TREC run that is written", "flax-rerank", "NAME")
-    overwrite: bool = _option("start anew, even if the output exists", False)
+    overwrite: bool = _option("start over, even if the output exists", False)
 
     shard_rows: int = _option("rows that are read and written at a time", 10_000, "N")
     strict: bool = _option("stop at the first row that cannot be scored; by default it goes to the rejects", False)
@@ -92,29 +92,20 @@ class JobOptions:
         texts = (self.queries is not None) + (self.corpus is not None) + 2 * (self.beir is not None)
         by_hand = (self.num_shards, self.shard_index) != (None, None)
         by_jax = self.distributed or (self.coordinator, self.num_processes, self.process_id) != (None, None, None)
-        for wrong, message in (
-            (
-                (self.input is None) == (self.run is None),
-                "give input (pairs) or run (a TREC run to rerank), and not both",
-            ),
-            (self.run is None and texts > 0, "queries, corpus and beir belong to a run"),
-            (self.run is not None and texts != 2, "a run needs its texts: give queries and corpus, or beir"),
-            (
-                len(self.inputs) > 1 and STANDARD_STREAM in self.inputs,
-                "standard input comes alone, without other files",
-            ),
-            (
-                self.engine == "ray" and (by_hand or by_jax),
-                "Ray deals out the shards: give no num_shards and no distributed with engine ray",
-            ),
-            (by_hand and by_jax, "give num_shards and shard_index, or distributed, and not both"),
-            (
-                by_hand and self.shard_index not in range(self.num_shards or 0),  # either of them can be None
-                "num_shards and shard_index go together, with shard_index from 0 to num_shards - 1",
-            ),
-        ):
-            if wrong:
-                raise ValueError(message)
+        if (self.input is None) == (self.run is None):
+            raise ValueError("give input (pairs) or run (a TREC run to rerank), and not both")
+        if self.run is None and texts > 0:
+            raise ValueError("queries, corpus and beir belong to a run")
+        if self.run is not None and texts != 2:
+            raise ValueError("a run needs its texts: give queries and corpus, or beir")
+        if STANDARD_STREAM in self.inputs and len(self.inputs) > 1:
+            raise ValueError("standard input comes alone, without other files")
+        if self.engine == "ray" and (by_hand or by_jax):
+            raise ValueError("Ray deals out the shards: give no num_shards and no distributed with engine ray")
+        if by_hand and by_jax:
+            raise ValueError("give num_shards and shard_index, or distributed, and not both")
+        if by_hand and self.shard_index not in range(self.num_shards or 0):  # either can be None
+            raise ValueError("num_shards and shard_index go together, with shard_index from 0 to num_shards - 1")
 
     @property
     def inputs(self) -> list[str]:

@@ -31,13 +31,13 @@ class Result(NamedTuple):
 def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = False) -> Result:
     """Score the shards that are not finished. With `overwrite`, first remove an output or another job.
 
-    Raises as `score_files`; and ValueError for several processes that write one file or start anew.
+    Raises as `score_files`; and ValueError for several processes that write one file or start over.
     """
     if engine.count > 1 and not engine.lock_step:
         if job.file is not None:
             raise ValueError(f"{engine.count} processes cannot write one file: give a folder as the output")
         if overwrite:
-            raise ValueError(f"{engine.count} processes cannot start anew together: remove {job.folder} first")
+            raise ValueError(f"{engine.count} processes cannot start over together: remove {job.folder} first")
     with StopSignals(at_once=not engine.lock_step) as signals:
         shards = job.source.shards(job.shard_rows)
         description = describe(job, shards, engine.checkpoint_digest(job))
@@ -83,7 +83,7 @@ def find_complete(job: Job, description: Description, overwrite: bool) -> Summar
         if not files.exists(job.manifest):
             different = differences(summary["job"], description) if "job" in summary else []
             whose = f" and is another job's: {'; '.join(different)}" if different else ""
-            raise FileExistsError(f"{job.file} exists{whose}. Give another output, or overwrite to start anew")
+            raise FileExistsError(f"{job.file} exists{whose}. Give another output, or overwrite to start over")
     check(job, description)
     return None
 

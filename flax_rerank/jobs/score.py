@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -17,10 +17,9 @@ from flax_rerank.compile_cache import use_compile_cache
 from flax_rerank.distributed import ending_together
 from flax_rerank.jobs import files
 from flax_rerank.jobs.engines import engine_of
-from flax_rerank.jobs.inputs import source_of
+from flax_rerank.jobs.inputs_outputs import copy_to_standard_output, format_for, output_of, source_of
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.options import STANDARD_STREAM, JobOptions
-from flax_rerank.jobs.outputs import copy_to_standard_output, format_for, output_of
 from flax_rerank.jobs.run import Result, run_job
 from flax_rerank.rerankers import AbsReranker
 
@@ -64,7 +63,7 @@ def score_files(model: str, options: JobOptions, **settings: Any) -> Result:
                 copy_to_standard_output(job)
             return result
     except SystemExit as stop:
-        logger.warning("stopped by a signal; start the job again to go on")
+        logger.warning("stopped by a signal; start the job again to continue it")
         if jax.distributed.is_initialized() and not engine.lock_step:
             os._exit(int(stop.code or 0))  # else it would wait for the other processes, which can have hours to go
         raise
@@ -114,11 +113,11 @@ def _anywhere(model: str) -> str:
 
 
 def _as_json(name: str, value: Any) -> Any:
-    if isinstance(value, Enum):
-        value = value.value
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
     try:
-        return json.loads(json.dumps(value))
+        return json.loads(json.dumps(value, default=_plain))
     except TypeError as error:
         raise TypeError(f"{name} is {value!r}; the settings of a job must be values that JSON can hold") from error
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else asdict(value)

@@ -88,8 +88,8 @@ class ShardScorer:
         scorable[list(prepared.faults)] = False
         if scorable.any() and not finite.any():
             raise FloatingPointError(
-                f"{shard.file}: no score of the rows from line {shard.first} on is finite: are the weights sound, and "
-                "does --dtype float32 help?"
+                f"{shard.file}: no score of the rows from line {shard.first} on is finite: check the weights, or try "
+                "--dtype float32"
             )
         not_finite = [rows[index].number for index in np.flatnonzero(scorable & ~finite)]
         rejects = [*rejects, *(Reject(shard.file, number, "its score is not finite") for number in not_finite)]

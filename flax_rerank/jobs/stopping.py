@@ -25,15 +25,12 @@ class StopSignals:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
 
     def install(self) -> None:
         """Handle the signals. Call it again after a library has installed handlers of its own."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before = signal.signal(number, self._receive)
-            self._before.setdefault(number, before)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before.setdefault(number, signal.signal(number, self._receive))
 
     def check(self) -> None:
         """Raise the SystemExit that is due: Python drops one that the handler raises inside a finaliser."""

@@ -310,7 +310,7 @@ def test_another_job_is_refused_with_what_differs(tmp_path, bert, capsys, name):
         error = capsys.readouterr().err
         assert str(target) in error
         assert reason in error
-        assert "overwrite to start anew" in error
+        assert "overwrite to start over" in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     write_pairs(tmp_path / "pairs.jsonl", [("c", "d")])
     assert score(BERT, source, target) == 1
@@ -577,7 +577,7 @@ def test_a_bad_place_for_the_output_is_named(tmp_path, no_model, capsys):
     for name, reason in (
         ("folder.jsonl", "is a directory, not a file"),
         ("file", "is a file, and its name says no format"),
-        ("others", "holds no job, but thesis.tex"),
+        ("others", "is not the folder of a job: it holds thesis.tex"),
     ):
         assert score(BERT, source, tmp_path / name, "--overwrite") == 1
         assert f"{tmp_path / name} {reason}" in capsys.readouterr().err
@@ -608,7 +608,7 @@ def test_input_and_output_must_differ(tmp_path, no_model, capsys):
         ("--input FILE --output o.jsonl --format parquet", "the name o.jsonl says its format"),
         ("--input FILE --output o.trec", "o.trec: a TREC run is made from a TREC run, not from pairs"),
         ("--input FILE --output o.jsonl --num-shards 2 --shard-index 0", "2 processes cannot write one file"),
-        ("--input FILE --num-shards 2 --shard-index 0 --overwrite", "2 processes cannot start anew together"),
+        ("--input FILE --num-shards 2 --shard-index 0 --overwrite", "2 processes cannot start over together"),
         ("--input FILE --num-shards 2", "num_shards and shard_index go together"),
         ("--input FILE --num-shards 2 --shard-index 2", "from 0 to num_shards - 1"),
         ("--input FILE --num-shards 2 --shard-index 0 --distributed", "and not both"),

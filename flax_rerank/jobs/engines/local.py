@@ -98,7 +98,7 @@ class LocalEngine:
 
     def _stop_if_signalled(self, signals: StopSignals) -> None:
         if self.lock_step:
-            # Whichever process got the signal, all stop at the same shard.
+            # All processes stop at the same shard, if one of them got a signal.
             signals.received = int(process_allgather(np.int32(signals.received or 0)).max()) or None
         signals.check()
 

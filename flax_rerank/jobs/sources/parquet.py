@@ -65,20 +65,12 @@ class ParquetSource(PairSource):
         return raw
 
 
-def import_parquet(file: str) -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet. Raises ImportError, with the extra to install, if they are missing."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(f"{file}: Parquet needs pyarrow; install flax-rerank[files]") from error
-    return pyarrow, pyarrow.parquet
-
-
 @contextmanager
 def open_parquet(file: str) -> "Iterator[pq.ParquetFile]":
     """A Parquet file by path or URL, read piece by piece. Raises ValueError if it is not one."""
-    pa, pq = import_parquet(file)
+    pa = files.import_pyarrow(file)
+    import pyarrow.parquet as pq
+
     with files.open_raw(file) as stream:
         try:
             table = pq.ParquetFile(stream, buffer_size=files.BLOCK, pre_buffer=False)

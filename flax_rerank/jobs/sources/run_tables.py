@@ -14,11 +14,10 @@ TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -65536;  -- KiB
-CREATE TABLE query (number INTEGER PRIMARY KEY, id TEXT UNIQUE);
+CREATE TABLE query (number INTEGER PRIMARY KEY, id TEXT UNIQUE, line INTEGER);
+CREATE TABLE passage (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;
 CREATE TABLE run (query INTEGER, passage TEXT, rank INTEGER, score REAL, line INTEGER);
 CREATE TABLE pick (place INTEGER PRIMARY KEY, query INTEGER, passage TEXT, rank INTEGER, score REAL, line INTEGER);
-CREATE TABLE needed_query (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;
-CREATE TABLE needed_passage (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID;
 CREATE TABLE query_text (id TEXT, text TEXT, line INTEGER);
 CREATE TABLE passage_text (id TEXT, text TEXT, line INTEGER);
 """
@@ -68,14 +67,14 @@ class RunTables:
                 except ValueError as error:
                     raise ValueError(f"{run}:{line_number}: {error}") from error
                 if qid != last:
-                    self._database.execute("INSERT OR IGNORE INTO query (id) VALUES (?)", (qid,))
+                    self._database.execute("INSERT OR IGNORE INTO query (id, line) VALUES (?, ?)", (qid, line_number))
                     (number,) = self._database.execute("SELECT number FROM query WHERE id = ?", (qid,)).fetchone()
                     last = qid
                 yield number, docid, rank, score, line_number
 
         self._database.executemany("INSERT INTO run VALUES (?, ?, ?, ?, ?)", rows())
         twice = self._database.execute(
-            "SELECT query.id, passage, MIN(line), MAX(line) FROM run JOIN query ON query.number = run.query"
+            "SELECT query.id, passage, MIN(run.line), MAX(run.line) FROM run JOIN query ON query.number = run.query"
             " GROUP BY run.query, passage HAVING COUNT(*) > 1 ORDER BY 3 LIMIT 1"
         ).fetchone()
         if twice:
@@ -90,15 +89,11 @@ class RunTables:
             (top_k,),
         )
         self._database.execute("DROP TABLE run")
-        self._database.execute(
-            "INSERT INTO needed_query"
-            " SELECT query.id, MIN(line) FROM pick JOIN query ON query.number = pick.query GROUP BY 1"
-        )
-        self._database.execute("INSERT INTO needed_passage SELECT passage, MIN(line) FROM pick GROUP BY 1")
+        self._database.execute("INSERT INTO passage SELECT passage, MIN(line) FROM pick GROUP BY 1")
 
     def _read_texts(self, role: str, run: str, path: str) -> None:
         self._database.executemany(
-            f"INSERT INTO {role}_text SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM needed_{role} WHERE id = ?)",
+            f"INSERT INTO {role}_text SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM {role} WHERE id = ?)",
             ((name, text, line, name) for line, name, text in read_texts(path, titles=role == "passage")),
         )
         self._database.execute(f"CREATE INDEX {role}_text_id ON {role}_text (id)")
@@ -107,7 +102,7 @@ class RunTables:
         ).fetchone()
         if twice:
             raise ValueError(f"{path}:{twice[2]}: {twice[0]!r} has a text already, in line {twice[1]}")
-        missing = f"FROM needed_{role} WHERE id NOT IN (SELECT id FROM {role}_text)"
+        missing = f"FROM {role} WHERE id NOT IN (SELECT id FROM {role}_text)"
         (count,) = self._database.execute(f"SELECT COUNT(*) {missing}").fetchone()
         if count:
             first = self._database.execute(f"SELECT id, line {missing} ORDER BY line LIMIT {NAMED}")

@@ -10,6 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reference_cases import CASES, load_case
 
@@ -20,9 +21,11 @@ from flax_rerank.jobs.run import run_job
 SCRIPT = CASES.parents[1] / "scripts" / "score.py"
 WORKER = Path(__file__).with_name("two_processes.py")
 CASE = load_case("encoder-bert")
-PAIRS, RUN = CASE.pairs, 0  # the run without any settings: raw logits
+PAIRS = CASE.pairs
 SCORED = [i for i, (_, passage) in enumerate(PAIRS) if passage]  # and one is rejected
 SHARD_ROWS, SHARDS = 2, 6
+MAX_LENGTH = 64  # so that little is compiled
+LOGITS, SIGMOIDS = 0, 1  # runs of the case: pairs in full, and cut to `MAX_LENGTH`
 
 # Ray Data's own context sets what it calls deprecated.
 ray_warns = pytest.mark.filterwarnings("ignore:.use_\\w+. is deprecated:DeprecationWarning")
@@ -35,7 +38,7 @@ def write_pairs(path, times=1):
 
 def options(folder, output):
     model, source = CASES / "encoder-bert", folder / "pairs.jsonl"
-    job = ["--shard-rows", str(SHARD_ROWS), "--no-progress"]
+    job = ["--shard-rows", str(SHARD_ROWS), "--no-progress", "--max-length", str(MAX_LENGTH)]
     return ["--model", str(model), "--input", str(source), "--output", str(folder / output), *job]
 
 
@@ -63,10 +66,11 @@ def outputs(tmp_path_factory):
     (folder / "pairs1.jsonl").write_text("\n".join(sound))
     (folder / "pairs0.jsonl").write_text("\n".join([*sound[:4], "no JSON", *sound[5:]]))
     job = {"shard_rows": SHARD_ROWS, "input": str(folder / "pairs.jsonl")}
-    over_both = {"mesh": "data=1,model=2"}
+    settings = {"max_length": MAX_LENGTH}
+    over_both = settings | {"mesh": "data=1,model=2"}
     failing = {"input": str(folder / "pairs{process}.jsonl"), "strict": True}
     jobs = [
-        (job | {"output": str(folder / "shared")}, {}),
+        (job | {"output": str(folder / "shared")}, settings),
         (job | {"output": str(folder / "spanned.jsonl")}, over_both),
         (job | {"output": str(folder / "spanned.jsonl")}, over_both),  # it is complete already, in both
         (job | failing | {"output": str(folder / "failed.jsonl")}, over_both),
@@ -120,9 +124,12 @@ def test_two_processes_write_what_one_writes(outputs):
 
 def test_a_model_over_two_processes_scores_the_same(outputs):
     rows, expected = records_of(outputs / "spanned.jsonl"), rows_of(outputs / "alone")
+    whole = [i for i in SCORED if len(CASE.runs[LOGITS]["input_ids"][i]) <= MAX_LENGTH]
     for side in (rows, expected):
-        scores = [row.pop("score") for row in side]
-        assert CASE.error(RUN, scores, SCORED) <= CASE.allowed_error(RUN)
+        scores = {row["id"]: row.pop("score") for row in side}
+        sigmoids = 1 / (1 + np.exp(-np.array(list(scores.values()))))
+        assert CASE.error(LOGITS, [scores[i] for i in whole], whole) <= CASE.allowed_error(LOGITS)
+        assert CASE.error(SIGMOIDS, sigmoids, SCORED) <= CASE.allowed_error(SIGMOIDS)
     assert rows == expected
     summary = json.loads((outputs / "spanned.jsonl.summary.json").read_text())
     assert (summary["rows"], summary["rejects"], summary["devices"]) == (len(SCORED), 1, ["2 x cpu"])

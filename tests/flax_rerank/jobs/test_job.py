@@ -139,7 +139,7 @@ def test_another_job_does_not_mix(make_job, tmp_path):
     fake = make_job(PASSAGES, name="folder")
     run(fake)
     with pytest.raises(
-        ValueError, match=r"holds another job: max_length is 64 there and 128 here.*overwrite to start anew"
+        ValueError, match=r"holds another job: max_length is 64 there and 128 here.*overwrite to start over"
     ):
         run(fake.but(settings={"max_length": 128}))
     with pytest.raises(ValueError, match="shards is 3 there and 2 here; shard_rows is 3 there and 5 here"):
@@ -190,7 +190,7 @@ def test_a_folder_of_something_else_is_left_alone(make_job, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("precious")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"holds no job, but thesis\.tex"):
+        with pytest.raises(ValueError, match=r"is not the folder of a job: it holds thesis\.tex"):
             run(make_job(PASSAGES, name="folder"), overwrite=overwrite)
     assert files_of(tmp_path / "folder") == ["thesis.tex"]
 
@@ -204,7 +204,7 @@ def test_processes_share_a_folder(make_job):
     assert [result.summary["rows"] for result in results] == [2, 4, 8]
     for shard in range(4):
         assert Path(fake.job.part(shard)).read_bytes() == Path(alone.job.part(shard)).read_bytes()
-    with pytest.raises(ValueError, match="3 processes cannot start anew together"):
+    with pytest.raises(ValueError, match="3 processes cannot start over together"):
         run(fake, LocalEngine(0, 3), overwrite=True)
     with pytest.raises(ValueError, match="2 processes cannot write one file"):
         run(make_job(PASSAGES), LocalEngine(0, 2))

@@ -10,7 +10,7 @@ from reference_cases import CASES, largest_difference, load_case
 from flax_rerank import FlaxAutoReranker, RerankerModelClass, ShardingRules
 from flax_rerank.jobs import JobOptions, score_files
 from flax_rerank.jobs.engines import LocalEngine, RayEngine, engine_of
-from flax_rerank.jobs.outputs import output_of
+from flax_rerank.jobs.inputs_outputs import output_of
 
 BERT = CASES / "encoder-bert"
 
