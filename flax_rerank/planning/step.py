@@ -133,7 +133,7 @@ def limits(topology: Topology, bits: int, flops: float, moved: float, sent: floa
     return {
         "matrix": flops / (chip.float32_flops if bits >= 32 else chip.flops),
         "memory": moved / chip.bandwidth,
-        "interconnect": sent and sent / (chip.link_bandwidth * max(topology.links, 1)),
+        "interconnect": sent / (chip.link_bandwidth * max(topology.links, 1)) if sent else 0.0,
     }
 
 
