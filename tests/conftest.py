@@ -21,8 +21,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Compiling is what takes time. So LLVM optimises nothing but what `optimized` modules compile, and what is compiled once
-# in a session serves all of its tests, workers and subprocesses.
+# Compiling is what takes time. LLVM optimises only what `optimized` modules compile; and what is compiled once in a
+# session serves all of its tests, workers and subprocesses.
 # A folder that FLAX_RERANK_TEST_CACHE names is still there for the next session.
 if "FLAX_RERANK_TEST_CACHE" not in os.environ:
     os.environ["FLAX_RERANK_TEST_CACHE"] = tempfile.mkdtemp(prefix="flax-rerank-tests-")
