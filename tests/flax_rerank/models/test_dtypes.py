@@ -1,5 +1,7 @@
 """The dtype policy: what is stored, what is computed, and where gradients end up."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,19 +56,25 @@ def used_in_float32(path):
     return any(name in jax.tree_util.keystr(path) for name in ("scale", "bias", "head"))
 
 
+@cache
+def model_of(kind, stored, computed):
+    """A compiled function of parameters that scores the batch, and the parameters' shapes."""
+    module, config, readout = MODELS[kind]
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: module(config, readout, DTypes(stored, computed))))
+    return jax.jit(lambda params: nnx.merge(graphdef, params)(*BATCH, readout=readout)), state
+
+
 def parts(kind, stored, computed, rounded=lambda path: False):
     """A function of parameters that scores the batch, and random parameters, those that `rounded` names as bfloat16
     holds them."""
-    module, config, readout = MODELS[kind]
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: module(config, readout, DTypes(stored, computed))))
+    score, state = model_of(kind, stored, computed)
     rng = np.random.default_rng(0)
 
     def draw(path, param):
         numbers = rng.standard_normal(param.shape, dtype=np.float32) * np.float32(0.3)
         return (numbers.astype(BF16) if rounded(path) else numbers).astype(param.dtype)
 
-    params = jax.tree_util.tree_map_with_path(draw, state)
-    return jax.jit(lambda params: nnx.merge(graphdef, params)(*BATCH, readout=readout)), params
+    return score, jax.tree_util.tree_map_with_path(draw, state)
 
 
 def scores_of(kind, stored, computed, rounded=lambda path: False):
