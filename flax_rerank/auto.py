@@ -94,7 +94,7 @@ class FlaxAutoReranker:
 
         Raises:
             ValueError: neither the name nor a config.json says which class.
-            NotImplementedError: a known model whose architecture is not there yet.
+            NotImplementedError: a known model whose architecture is not supported yet.
             TypeError: a setting that the class does not have.
         """
         spec = find_spec(
@@ -132,7 +132,7 @@ def find_model_class(
 
     Raises:
         ValueError: a model class that does not exist.
-        NotImplementedError: a known model whose architecture is not there yet.
+        NotImplementedError: a known model whose architecture is not supported yet.
     """
     if model_class is not None:
         return _as_model_class(model_class), None
@@ -142,9 +142,9 @@ def find_model_class(
 
 def class_of(spec: Spec) -> type[AbsReranker]:
     """The class that scores with a spec: that of its name, where this has the spec's kind."""
-    named = class_of_name(spec.name)
-    if named is not None and named.model_class == spec.model_class.value:
-        return named
+    named = _config_of_name(spec.name)
+    if named is not None and named.model_class.model_class == spec.model_class.value:
+        return named.model_class
     return RERANKER_CLASS_MAPPING[spec.model_class]
 
 
@@ -152,18 +152,22 @@ def class_of_name(name: str) -> type[AbsReranker] | None:
     """The class that `AUTO_RERANKER_MAPPING` has for a name or folder, or None.
 
     Raises:
-        NotImplementedError: a known model whose architecture is not there yet.
+        NotImplementedError: a known model whose architecture is not supported yet.
     """
+    config = _config_of_name(name)
+    if config is None:
+        return None
+    if config.missing_architecture is not None:
+        raise NotImplementedError(f"{name} needs {config.missing_architecture}, which is not supported yet")
+    return config.model_class
+
+
+def _config_of_name(name: str) -> RerankerConfig | None:
     parts = Path(name).parts
     if parts and parts[-1].startswith("checkpoint-"):
         parts = parts[:-1]
     by_last_part = {key.rpartition("/")[2]: config for key, config in AUTO_RERANKER_MAPPING.items()}
-    config = AUTO_RERANKER_MAPPING.get("/".join(parts[-2:])) or by_last_part.get(parts[-1] if parts else "")
-    if config is None:
-        return None
-    if config.missing_architecture is not None:
-        raise NotImplementedError(f"{name} needs {config.missing_architecture}, which is not there yet")
-    return config.model_class
+    return AUTO_RERANKER_MAPPING.get("/".join(parts[-2:])) or by_last_part.get(parts[-1] if parts else "")
 
 
 def _as_model_class(value: str | RerankerModelClass) -> RerankerModelClass:

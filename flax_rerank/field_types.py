@@ -11,7 +11,7 @@ import numpy as np
 
 
 def check_field_types(instance: Any) -> None:
-    """Check all fields of a dataclass.
+    """Check all fields of a dataclass, and make plain numbers and tuples of numpy's and of lists.
 
     Raises:
         TypeError: a value of another type; the message names the field, the value and what it must be.
@@ -22,6 +22,7 @@ def check_field_types(instance: Any) -> None:
         if not fits(value, hint):
             error = ValueError if get_origin(hint) is Literal and isinstance(value, str) else TypeError
             raise error(f"{name} is {value!r}; it must be {_in_words(hint)}")
+        object.__setattr__(instance, name, _plain(value))
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -39,6 +40,14 @@ def fits(value: Any, hint: Any) -> bool:
         is_list = isinstance(value, list | tuple | range | np.ndarray)
         return is_list and all(fits(each, arguments[0]) for each in value)
     return isinstance(value, kind)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.integer | np.floating):
+        return value.item()
+    if isinstance(value, list | range | tuple | np.ndarray):
+        return tuple(map(_plain, value))
+    return value
 
 
 def _in_words(hint: Any) -> str:

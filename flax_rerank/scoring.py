@@ -28,7 +28,7 @@ IN_FLIGHT = 4
 # A server runs for months: of its programs those that were not used for longest are forgotten.
 MOST_PROGRAMS = 128
 
-Params = Mapping[str, jax.Array]
+Params = dict[str, jax.Array]
 Static = tuple[Readout, Compression | None]
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -187,7 +187,7 @@ class Scorer:
             )
         else:
             placed = jax.device_put(batch, self._batch_sharding)
-        return self._program(Shape(*batch[0].shape), static)(dict(params), placed)
+        return self._program(Shape(*batch[0].shape), static)(params, placed)
 
     def _too_large(self, shape: Shape) -> bool:
         return self.budget is not None and shape.tokens > self.budget and shape.rows > self.row_multiple

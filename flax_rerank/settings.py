@@ -83,15 +83,15 @@ class CallSettings:
         None, "put before each query", kept=True, flag="--query-instruction", metavar="TEXT"
     )
     query_instruction_format: str = setting(
-        "{}{}", "how, as a Python format of instruction and query", kept=True, metavar="FORMAT"
+        "{}{}", "puts instruction and query together, as in '{}: {}'", kept=True, metavar="FORMAT"
     )
     passage_instruction_for_rerank: str | None = setting(
         None, "put before each passage", kept=True, flag="--passage-instruction", metavar="TEXT"
     )
     passage_instruction_format: str = setting(
-        "{}{}", "how, as a Python format of instruction and passage", kept=True, metavar="FORMAT"
+        "{}{}", "puts instruction and passage together, as in '{}: {}'", kept=True, metavar="FORMAT"
     )
-    batch_size: int = setting(128, "times max_length: the most tokens that a step computes", metavar="N")
+    batch_size: int = setting(128, "a step computes at most this many times max_length tokens", metavar="N")
     query_max_length: int | None = setting(
         None, "tokens of the query; by default 3/4 of max_length", kept=True, metavar="N"
     )
@@ -154,7 +154,7 @@ class Settings(CallSettings):
     use_bf16: bool = setting(False, "bfloat16, on a CPU too", cli=False)
     dtype: str | type | np.dtype | None = setting(
         None,
-        "of parameters and computation; by default bfloat16 on TPU and GPU, float32 on CPU",
+        "the dtype of parameters and computation; by default bfloat16 on TPU and GPU, float32 on CPU",
         parse=str,
         choices=("float32", "bfloat16"),
     )
@@ -193,6 +193,8 @@ class Settings(CallSettings):
         known = {name: value for name, value in given.items() if value is not None and name not in self.without_effect}
         for old, new in self.renamed.items():
             if old in known:
+                if new in known:
+                    raise TypeError(f"{old} is the old name of {new}: give one of them")
                 warn_caller(f"{old} is the old name of {new}", DeprecationWarning)
                 known[new] = known.pop(old)
         return dataclasses.replace(self, **known) if known else self
@@ -244,7 +246,7 @@ class LLMSettings(LLMCall, Settings):
     )
     prompt_format: str | PromptFormat | None = setting(
         None,
-        "what is put around query and passage: an entry of PROMPT_FORMATS by name (LLM rerankers)",
+        "the name of a prompt format, which says what is put around query and passage (LLM rerankers)",
         kept=True,
         parse=str,
         metavar="NAME",

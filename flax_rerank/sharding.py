@@ -186,6 +186,8 @@ def _parse(shape: str | Mapping[str, int] | None) -> dict[str, int]:
         try:
             pairs = [part.split("=") for part in shape.split(",")]
             sizes = {axis.strip(): int(size) for axis, size in pairs}
+            if len(sizes) < len(pairs):
+                raise ValueError("an axis is named twice")
         except ValueError as error:
             raise MeshError(f"mesh {shape!r} is not of the form data=4,model=2") from error
     else:

@@ -68,10 +68,9 @@ def check_scores(source: Path, folder: Path, adapter: Path | None = None, device
     skipped = _why_not(class_name, adapter, 4 * sum(map(math.prod, params.shapes().values())))
     if skipped:
         return Check("scores", skipped=skipped)
-    token = next(iter(spec.readout.tokens), None)
     scores, pairs = _score_with_flax(folder, host_device() if devices is None else devices)
     gc.collect()  # of the two models one at a time is in memory
-    expected = score_with_transformers(source, class_name, largest_dtype(params), token, pairs)
+    expected = score_with_transformers(source, class_name, largest_dtype(params), spec.readout.tokens, pairs)
     differences = np.abs(scores - expected)
     faults = tuple(
         f"pair {pair} scores {scores[pair]:.6f}, {expected[pair]:.6f} in PyTorch"
@@ -116,10 +115,12 @@ def _score_with_flax(folder: Path, devices: Devices) -> tuple[np.ndarray, Tokeni
 
 
 def score_with_transformers(
-    source: Path, class_name: str, dtype: np.dtype, token: int | None, pairs: TokenizedPairs
+    source: Path, class_name: str, dtype: np.dtype, tokens: tuple[int, ...], pairs: TokenizedPairs
 ) -> np.ndarray:
-    """Logits (float64) of pairs in PyTorch, one at a time, in float32, with weights rounded to `dtype`. The score is
-    the logit of `token` at the last position, or of a classification head if that is None.
+    """Logits (float64) of pairs in PyTorch, one at a time, in float32, with weights rounded to `dtype`.
+
+    The score is the logit of the first of `tokens` at the last position, minus that of the second if there are two; or
+    the logit of a classification head if there are none.
     """
     import torch
     import transformers
@@ -136,8 +137,12 @@ def score_with_transformers(
         for pair in range(len(pairs)):
             ids = pairs.ids(pair)
             inputs = {"input_ids": torch.from_numpy(ids).long()[None]}
-            if token is None and model.config.type_vocab_size > 1:
+            if not tokens and model.config.type_vocab_size > 1:
                 inputs["token_type_ids"] = (torch.arange(len(ids))[None] >= int(pairs.passage_starts[pair])).long()
             logits = model(**inputs).logits[0]
-            scores.append(float(logits[0] if token is None else logits[-1, token]))
+            if tokens:
+                positive, *negative = logits[-1, list(tokens)].tolist()
+                scores.append(positive - sum(negative))
+            else:
+                scores.append(float(logits[0]))
     return np.asarray(scores)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from flax_rerank.batching import Planner, Step, Table, computed_tokens, max_step_tokens
 from flax_rerank.dtypes import DTypes, choose_dtype
-from flax_rerank.params import load_arrays, with_params
+from flax_rerank.params import load_arrays, shape_faults, shapes_of, with_params
 from flax_rerank.rerankers.call import Call, resolve
 from flax_rerank.rerankers.prepared import Prepared, RerankOutput
 from flax_rerank.saving import save, save_pretrained
@@ -53,13 +53,21 @@ class AbsReranker(ABC):
     def __init__(self, model_name_or_path: str, **settings: Any) -> None: ...
 
     @classmethod
-    def from_spec(cls, spec: Spec, params: Mapping[str, jax.Array] | None = None, mesh: Mesh | None = None) -> Self:
+    def from_spec(
+        cls,
+        spec: Spec,
+        params: Mapping[str, jax.Array] | None = None,
+        mesh: Mesh | None = None,
+        dtypes: DTypes | None = None,
+    ) -> Self:
         """A reranker of a spec.
 
         Args:
             spec: of this class's kind.
             params: the parameters, on the mesh; read from the spec's checkpoint by default.
             mesh: the devices; by default what the spec's settings say.
+            dtypes: those of the model, such as float32 parameters computed in bfloat16; by default what the spec's
+                settings say.
 
         Raises:
             CheckpointError: weights that do not fit the config.
@@ -70,27 +78,35 @@ class AbsReranker(ABC):
                 f"{cls.__name__} takes a spec of the kind {cls.model_class}, not {spec.model_class.value}"
             )
         reranker = cls.__new__(cls)
-        reranker._assemble(spec, params, mesh)
+        reranker._assemble(spec, params, mesh, dtypes)
         return reranker
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> None:
-        self._assemble(open_spec(name, RerankerModelClass(self.model_class), **settings), None, None)
+        self._assemble(open_spec(name, RerankerModelClass(self.model_class), **settings))
 
-    def _assemble(self, spec: Spec, params: Mapping[str, jax.Array] | None, mesh: Mesh | None) -> None:
+    def _assemble(
+        self,
+        spec: Spec,
+        params: Mapping[str, jax.Array] | None = None,
+        mesh: Mesh | None = None,
+        dtypes: DTypes | None = None,
+    ) -> None:
         settings = spec.settings
         self.spec = spec
         self.settings = settings
         self.mesh = make_mesh(settings.devices, settings.mesh) if mesh is None else mesh
         self._platform = self.mesh.devices.flat[0].platform
-        self.dtypes = choose_dtype(
+        self.dtypes = dtypes or choose_dtype(
             settings.dtype, use_fp16=settings.use_fp16, use_bf16=settings.use_bf16, platform=self._platform
         )
         resolve(spec, settings)
         self._module = spec.module(self.dtypes)
+        self._shapes = shapes_of(self._module)
         shardings = parameter_shardings(self._module, self.mesh, settings.sharding_rules)
         if params is None:
             params = load_arrays(spec.weights(self._module), self.dtypes.stored, shardings)
         self.params = dict(params)
+        self._present_params()
         self._scorer = Scorer(self._module, self.mesh, self.dtypes)
         self._tables: tuple[Table, ...] = ()
         self._process = os.getpid()
@@ -98,7 +114,19 @@ class AbsReranker(ABC):
     @property
     def model(self) -> nnx.Module:
         """The model with the present parameters, as an nnx module of its own."""
-        return with_params(self._module, self.params)
+        return with_params(self._module, self._present_params())
+
+    def _present_params(self) -> dict[str, jax.Array]:
+        """A copy of the parameters, which are those of the model.
+
+        Raises:
+            ValueError: one is missing, left over or has another shape.
+        """
+        params = dict(self.params)
+        faults = shape_faults({path: array.shape for path, array in params.items()}, self._shapes, "parameter")
+        if faults:
+            raise ValueError(f"params are not those of the model: {'; '.join(faults)}")
+        return params
 
     @property
     def dtype(self) -> np.dtype:
@@ -226,7 +254,7 @@ class AbsReranker(ABC):
         """
         start = time.perf_counter()
         static = prepared.call.static(prepared.pairs, [shape.length for shape in prepared.table])
-        self._scorer.warmup(self.params, prepared.table, static)
+        self._scorer.warmup(self._present_params(), prepared.table, static)
         return time.perf_counter() - start
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -237,7 +265,7 @@ class AbsReranker(ABC):
             FileExistsError: `path` is there and `overwrite` is False.
             OSError: the disk is full, or `path` cannot be written to.
         """
-        save(Path(path), self.spec, self.settings, self._module, self.params, overwrite=overwrite)
+        save(Path(path), self.spec, self.settings, self._module, self._present_params(), overwrite=overwrite)
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a Hugging Face folder (config.json, safetensors, tokenizer), which transformers and FlagEmbedding load
@@ -251,7 +279,7 @@ class AbsReranker(ABC):
             ValueError: the model has one row of an untied head, and was not loaded from a Flax checkpoint that was
                 converted with --keep-head.
         """
-        save_pretrained(Path(path), self.spec, self.params, overwrite=overwrite)
+        save_pretrained(Path(path), self.spec, self._present_params(), overwrite=overwrite)
 
     def _compute_score(self, sentence_pairs: Pairs, overrides: Mapping[str, Any]) -> list[Any]:
         prepared, show = self._prepare_call(sentence_pairs, overrides)
@@ -302,7 +330,7 @@ class AbsReranker(ABC):
         if prepared.steps:
             static = call.static(pairs, [shape.length for shape in prepared.table])
             logits, steps = self._scorer(
-                self.params, pairs, prepared.steps, static, show_progress_bar=show_progress_bar
+                self._present_params(), pairs, prepared.steps, static, show_progress_bar=show_progress_bar
             )
             scores[prepared.scored] = logits[prepared.computed][:, list(call.outputs)]
         if not prepared.skip_faulty:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from fnmatch import fnmatch
 
 import huggingface_hub
 import pytest
@@ -165,8 +166,9 @@ def test_a_model_class_that_the_checkpoint_contradicts_is_refused(folder, model_
         load(folder, model_class=model_class)
 
 
-def test_model_class_decides_over_the_name(tmp_path):
-    folder = shutil.copytree(CASES / "encoder-bert", tmp_path / "bge-reranker-v2-gemma")
+@pytest.mark.parametrize("name", ["bge-reranker-v2-gemma", "jina-reranker-v2-base-multilingual"])
+def test_model_class_decides_over_the_name(tmp_path, name):
+    folder = shutil.copytree(CASES / "encoder-bert", tmp_path / name)
     assert type(load(folder, model_class="encoder-only-base")) is FlaxReranker
 
 
@@ -297,6 +299,25 @@ def test_a_snapshot_of_the_hub_loads_from_the_cache_without_pickles(monkeypatch,
         assert "config.json" in patterns
         assert not any(pattern.endswith(".bin") for pattern in patterns)
         assert not any(pattern in ("*", "*.py") for pattern in patterns)
+
+
+def test_a_flax_checkpoint_loads_from_the_hub_with_its_settings(monkeypatch, tmp_path):
+    """Also under a known name, and with nothing but the files that were asked for."""
+    load(CASES / "encoder-bert", max_length=64, normalize=True).save(tmp_path / "saved")
+
+    def snapshot_download(name, *, cache_dir, allow_patterns):
+        files = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+        for file in files:
+            path = file.relative_to(tmp_path / "saved")
+            if any(fnmatch(path.as_posix(), pattern) for pattern in allow_patterns):
+                (tmp_path / "snapshot" / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, tmp_path / "snapshot" / path)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    for name in ("BAAI/bge-reranker-base", "someone/unknown"):
+        model = load(name)
+        assert (type(model), model.settings.max_length, model.settings.normalize) == (FlaxReranker, 64, True)
 
 
 def test_pickles_are_asked_for_only_where_there_are_no_safetensors(monkeypatch, folder):

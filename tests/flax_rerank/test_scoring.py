@@ -3,12 +3,14 @@
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference_cases import CASES, load_case
 
 from flax_rerank import FlaxReranker
 from flax_rerank.batching import Shape, Step
+from flax_rerank.dtypes import DTypes
 from flax_rerank.text.pairs import as_pairs
 
 CASE = load_case("encoder-bert")
@@ -141,6 +143,40 @@ def test_a_changed_parameter_counts_at_the_next_call_and_in_save(bert, tmp_path)
     np.testing.assert_allclose(after, np.add(before, 1), rtol=0, atol=1e-5)
     bert.save(tmp_path / "saved")
     assert FlaxReranker(str(tmp_path / "saved"), devices="cpu:0").compute_score(PAIRS[:3]) == after
+
+
+def test_parameters_that_are_not_the_models_are_refused_by_name(bert, tmp_path):
+    bias = bert.params["head.out_proj.bias"]
+    for change, named in (
+        (lambda params: params.update({"head.out_projection.bias": bias}), "head.out_projection.bias .* is left over"),
+        (lambda params: params.pop("head.out_proj.bias"), "head.out_proj.bias is missing"),
+        (lambda params: params.update({"head.out_proj.bias": bias[None]}), "head.out_proj.bias has shape"),
+    ):
+        params = dict(bert.params)
+        change(params)
+        with pytest.raises(ValueError, match=named):
+            FlaxReranker.from_spec(bert.spec, params, bert.mesh)
+        bert.params, before = params, bert.params
+        for call in (lambda: bert.compute_score(PAIRS), lambda: bert.save(tmp_path / "saved")):
+            with pytest.raises(ValueError, match=named):
+                call()
+        bert.params = before
+    assert not (tmp_path / "saved").exists()
+
+
+def test_changing_the_module_changes_neither_scores_nor_params(bert):
+    before = bert.compute_score(PAIRS[:3])
+    bert.model.head.out_proj.bias.set_value(bert.params["head.out_proj.bias"] + 1)
+    assert bert.compute_score(PAIRS[:3]) == before
+
+
+def test_parameters_may_be_stored_in_more_than_is_computed_in(bert):
+    dtypes = DTypes(stored=np.float32, computed=jnp.bfloat16)
+    mixed = FlaxReranker.from_spec(bert.spec, mesh=bert.mesh, dtypes=dtypes)
+    assert {array.dtype.name for array in mixed.params.values()} == {"float32"}
+    assert mixed.dtype.name == "bfloat16"
+    difference = np.abs(np.subtract(mixed.compute_score(PAIRS[:3]), bert.compute_score(PAIRS[:3])))
+    assert 0 < np.median(difference) < 0.1
 
 
 # Equal pairs

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 
+import numpy as np
 import pytest
 from reference_cases import CASES, load_case
 
@@ -214,6 +215,21 @@ def test_an_unknown_prompt_format_is_refused_with_the_choices():
 def test_a_setting_of_another_type_is_named_with_its_value(name, value, must):
     with pytest.raises(TypeError, match=re.escape(f"{name} is {value!r}; it must be {must}")):
         LightweightSettings(**{name: value})
+
+
+def test_numbers_and_lists_of_numpy_become_plain_ones():
+    settings = LightweightSettings(
+        max_length=np.int64(64), cutoff_layers=np.asarray([2, 4]), compress_layers=range(1, 3), batch_size=np.int32(8)
+    )
+    assert json.loads(json.dumps(settings.kept())) == {
+        "max_length": 64, "cutoff_layers": [2, 4], "compress_layers": [1, 2],
+    }  # fmt: skip
+    assert type(settings.batch_size) is int
+
+
+def test_the_old_and_the_new_name_of_a_setting_do_not_go_together():
+    with pytest.raises(TypeError, match="compress_layer is the old name of compress_layers: give one of them"):
+        LightweightSettings().override(compress_layer=[1], compress_layers=[2])
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_length", "query_max_length"])

@@ -105,6 +105,7 @@ def test_a_ready_mesh_is_taken_as_it_lies():
         (None, "data=x", "'data=x' is not of the form data=4,model=2"),
         (None, "tensor=2", "the axes are data and model"),
         (None, "data=0", "each at least 1"),
+        (None, "data=2,data=4", "is not of the form"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_refused(devices, shape, message):

@@ -132,8 +132,8 @@ def test_scores_may_differ_by_rounding_only(converted, monkeypatch, moved, verdi
     monkeypatch.setattr(verification, "MAX_LENGTH", 512)
     asked = {}
 
-    def torch_scorer(source, class_name, dtype, token, pairs):
-        asked.update(source=source, class_name=class_name, dtype=dtype, token=token)
+    def torch_scorer(source, class_name, dtype, tokens, pairs):
+        asked.update(source=source, class_name=class_name, dtype=dtype, tokens=tokens)
         asked["ids"] = [pairs.ids(pair).tolist() for pair in range(len(pairs))]
         return np.asarray([run["scores"][i] for i in chosen]) + moved * np.asarray([1, 0, 0])
 
@@ -145,7 +145,7 @@ def test_scores_may_differ_by_rounding_only(converted, monkeypatch, moved, verdi
     assert check.faults == () or (len(check.faults) == 1 and check.faults[0].startswith("pair 0 scores"))
     assert asked["ids"] == [run["input_ids"][i] for i in chosen]
     assert asked["class_name"] == "BertForSequenceClassification"
-    assert (asked["source"], asked["dtype"], asked["token"]) == (BERT, np.float32, None)
+    assert (asked["source"], asked["dtype"], asked["tokens"]) == (BERT, np.float32, ())
 
 
 @pytest.mark.parametrize(
