@@ -14,7 +14,7 @@ from flax_rerank.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import shapes_of
 from flax_rerank.scoring import Scorer
-from flax_rerank.sharding import make_mesh, parameter_shardings
+from flax_rerank.sharding import host_device, make_mesh, parameter_shardings
 from flax_rerank.text.pairs import TokenizedPairs
 from flax_rerank.text.prompts import Template
 from flax_rerank.text.tokenizer import Tokenizer
@@ -84,6 +84,16 @@ def test_a_mesh_has_the_axes_data_and_model(shape, sizes):
 
 def test_a_mesh_takes_the_devices_that_are_named():
     assert make_mesh(["cpu:6", 1], "model=2").devices.tolist() == [[jax.devices()[6], jax.devices()[1]]]
+
+
+def test_the_host_is_a_cpu_where_there_is_one(monkeypatch):
+    assert host_device() == "cpu:0"
+
+    def no_cpu(devices):
+        raise ValueError("no device")
+
+    monkeypatch.setattr("flax_rerank.sharding.find_devices", no_cpu)
+    assert host_device() == 0
 
 
 def test_a_ready_mesh_is_taken_as_it_lies():

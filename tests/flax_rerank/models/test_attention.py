@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
+from flax_rerank.models.attention import SPLASH_FROM, Mask, attend
 from flax_rerank.models.attention import attention as traced
 
 BATCH, LENGTH, SIZE, KV_HEADS = 3, 11, 8, 2
@@ -96,3 +98,15 @@ def test_queries_may_be_fewer_than_keys():
     np.testing.assert_allclose(
         attention(query, key, value, mask=jnp.asarray(mask), scale=SCALE), expected, rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("length", "windows", "kernels"), [(SPLASH_FROM - 1, (), 0), (SPLASH_FROM, (), 1), (SPLASH_FROM, (100, 0), 2)]
+)
+def test_long_inputs_that_are_traced_for_tpus_take_a_kernel_for_each_window(length, windows, kernels):
+    query, key, value = (jnp.zeros((1, length, heads, 64)) for heads in (4, 2, 2))
+    mask = Mask(jnp.ones((1, length, length), bool), causal=True, window=jnp.int32(0), windows=windows)
+    tpu = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1), ("data", "model"), abstract_device=tpu)):
+        program = jax.make_jaxpr(lambda *arrays: attend(*arrays, mask, scale=0.125))(query, key, value)
+    assert str(program).count("pallas_call[") == kernels

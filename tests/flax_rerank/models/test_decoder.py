@@ -8,8 +8,9 @@ first shown to cost what its parts do. All of this holds for any width, and noth
 compile: the shapes are those of bge-reranker-v2.5-gemma2-lightweight.
 """
 
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +168,17 @@ def test_a_sliding_window_hides_what_is_further_back():
 def test_a_readout_of_an_encoder_is_refused(changes):
     with pytest.raises(NotImplementedError, match="a decoder scores its last token by a linear or tied head"):
         Decoder(DecoderConfig(**LLAMA), replace(HEADS, **changes), FLOAT32)
+
+
+def test_heads_that_do_not_share_key_and_value_heads_evenly_are_refused():
+    with pytest.raises(ValueError, match="num_attention_heads 4 is not a multiple of num_key_value_heads 3"):
+        DecoderConfig(**LLAMA | {"num_key_value_heads": 3})
+
+
+def test_a_config_comes_back_from_json():
+    fields = MINICPM | {"sliding_windows": (6, 0, 6, 0, 6)}
+    config = DecoderConfig(**fields)
+    assert DecoderConfig(**json.loads(json.dumps(asdict(config)))) == config
 
 
 def test_a_call_with_the_readout_of_another_model_is_refused():

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from flax_rerank.models.attention import attention
-from flax_rerank.models.splash import block_size, kernel_scores, splash_attention, splash_attention_on
+from flax_rerank.models.splash import block_size, kernel_scores, keys_read_again, splash_attention, splash_attention_on
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 LENGTHS = jnp.asarray([150, 37], jnp.int32)
@@ -94,3 +94,8 @@ def test_blocks_above_the_diagonal_or_beyond_the_window_are_not_computed():
     assert kernel_scores(2048, causal=True, window=0) == 10 * 512**2
     assert kernel_scores(2048, causal=True, window=500) == 7 * 512**2
     assert kernel_scores(580, causal=True, window=0) == 640**2
+
+
+def test_keys_are_read_again_for_each_head_and_block():
+    assert keys_read_again(256, 4, 2, causal=True, window=0) == 0
+    assert keys_read_again(2048, 4, 2, causal=True, window=0) == 4 * (1 + 2 + 3 + 4) * 512 - 2 * 2048

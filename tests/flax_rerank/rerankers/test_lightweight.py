@@ -221,6 +221,12 @@ def test_the_constructor_refuses_what_calls_refuse(argument, message):
         FlaxAutoReranker.from_finetuned(str(CASES / NAME), **argument)
 
 
+def test_the_class_loads_a_checkpoint_itself(by_layer):
+    model = LightWeightFlaxLLMReranker(str(CASES / NAME), head_index="layer", devices="cpu:0", show_progress_bar=False)
+    assert model.spec.config == by_layer.spec.config
+    assert model.compute_score(PAIRS, cutoff_layers=4) == by_layer.compute_score(PAIRS, cutoff_layers=4)
+
+
 def test_arguments_that_the_class_does_not_have_are_named(model):
     with pytest.raises(TypeError, match="use_dataloader"):
         model.compute_score(PAIRS, use_dataloader=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +12,8 @@ from safetensors.numpy import load_file
 
 from flax_rerank import FlaxAutoReranker, FlaxLLMReranker
 from flax_rerank.convert.torch_files import SafetensorsFiles
+from flax_rerank.dtypes import FLOAT32
+from flax_rerank.text.prompts import PromptFormat, find_prompt_format
 
 DECODERS = (
     "decoder-gemma",
@@ -198,6 +201,32 @@ def test_arguments_that_the_class_does_not_have_are_named(reranker):
         reranker("decoder-llama").compute_score(PAIRS, compress_ratio=2)
     with pytest.raises(TypeError, match="cutoff_layers"):
         reranker("decoder-llama").score(PAIRS, cutoff_layers=[2])
+
+
+def test_an_answer_without_a_token_is_refused():
+    empty = replace(find_prompt_format("flag-llm"), positive="")
+    with pytest.raises(ValueError, match="the tokenizer makes no token of ''"):
+        FlaxAutoReranker.from_finetuned(str(CASES / "decoder-qwen2"), prompt_format=empty)
+
+
+def test_a_prompt_format_that_needs_a_bos_token_refuses_a_tokenizer_without(reranker):
+    tokenizer = reranker("decoder-qwen3").spec.tokenizer
+    with pytest.raises(ValueError, match="the tokenizer has no BOS token, which this prompt format puts first"):
+        PromptFormat(special_tokens="bos").template(tokenizer, 64, 48)
+
+
+def test_an_adapter_for_a_converted_checkpoint_is_refused(reranker, tmp_path):
+    reranker("decoder-qwen2").save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"an adapter is merged at conversion: .*saved is converted already"):
+        FlaxAutoReranker.from_finetuned(
+            str(tmp_path / "saved"), peft_path=str(CASES / "lora-llama" / "adapter"), devices="cpu:0"
+        )
+
+
+def test_weights_of_a_spec_without_a_folder_are_refused(reranker):
+    spec = reranker("decoder-qwen2").spec
+    with pytest.raises(FileNotFoundError, match="only the config is known; give a folder with its weights"):
+        replace(spec, folder=None).weights(spec.module(FLOAT32))
 
 
 @pytest.mark.parametrize("name", ["layerwise-minicpm", "lightweight-gemma2"])

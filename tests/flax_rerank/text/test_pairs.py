@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from reference_cases import CASES
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
 
 from flax_rerank import FlaxReranker
 from flax_rerank.text.pairs import as_pairs, tokenize
@@ -155,6 +158,14 @@ def test_instructions_stand_before_query_and_passage(tokenized, bert):
     passage = bert.spec.tokenizer.encode("physical: tutor").tolist()
     assert pairs.ids(0).tolist() == [CLS, *query, SEP, *passage, SEP]
     assert pairs.passage_starts.tolist() == [len(query) + 2]
+
+
+def test_a_tokenizer_that_puts_nothing_between_two_texts_is_refused(bert):
+    backend = Backend.from_str(bert.spec.tokenizer.backend.to_str())
+    backend.post_processor = TemplateProcessing(single="$A", pair="$A:0 $B:1", special_tokens=[])
+    tokenizer = replace(bert.spec.tokenizer, backend=backend)
+    with pytest.raises(ValueError, match="puts no separator between two texts"):
+        bert.spec.prompt_format.template(tokenizer, 16, 12)
 
 
 # Cutting
