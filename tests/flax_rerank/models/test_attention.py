@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from flax_rerank.models.attention import SPLASH_FROM, Mask, attend
 from flax_rerank.models.attention import attention as traced
@@ -107,6 +107,7 @@ def test_long_inputs_that_are_traced_for_tpus_take_a_kernel_for_each_window(leng
     query, key, value = (jnp.zeros((1, length, heads, 64)) for heads in (4, 2, 2))
     mask = Mask(jnp.ones((1, length, length), bool), causal=True, window=jnp.int32(0), windows=windows)
     tpu = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1), ("data", "model"), abstract_device=tpu)):
+    mesh = AbstractMesh((1, 1), ("data", "model"), (AxisType.Auto, AxisType.Auto), abstract_device=tpu)
+    with jax.sharding.use_abstract_mesh(mesh):
         program = jax.make_jaxpr(lambda *arrays: attend(*arrays, mask, scale=0.125))(query, key, value)
     assert str(program).count("pallas_call[") == kernels
