@@ -1,7 +1,7 @@
 """What decoder families share: most config fields and nearly all tensor names."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
@@ -61,7 +61,7 @@ def _rope(hf: HFConfig) -> tuple[float, RopeScaling | None]:
     fields = dict(hf.take("rope_scaling", {})) | dict(hf.take("rope_parameters", {}))
     theta = fields.pop("rope_theta", theta)
     kinds = [fields.pop(name, None) for name in ("rope_type", "type")]
-    kind = next(filter(None, kinds), "default")
+    kind: Any = next(filter(None, kinds), "default")
     factor = fields.pop("factor", None)
     scaling = None
     if kind not in ("default", "linear", "dynamic", "llama3"):
@@ -130,7 +130,7 @@ def token_logit_family(
     """
 
     def architecture_of(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
-        head = "tied" if hf.take("tie_word_embeddings", tied) else "linear"
+        head: Literal["linear", "tied"] = "tied" if hf.take("tie_word_embeddings", tied) else "linear"
         bound = None if softcap is None else hf.given("final_logit_softcapping", softcap)
         body = config(hf)
         return body, Readout("last", head, layers=(body.num_hidden_layers,), heads=(0,), softcap=bound)

@@ -76,8 +76,9 @@ class Row:
             return source.read(name, (slice(self.row, self.row + 1), *index))[0]
         if not self.row:
             raise ValueError(f"no row of {name} is chosen: the readout must name the tokens that score")
-        picked, rest = (self.row[index[0]], index[1:]) if index else (self.row, ())
-        return np.concatenate([source.read(name, (slice(row, row + 1), *rest)) for row in picked])
+        wanted = index[0] if index else slice(None)
+        parts = [source.read(name, (slice(row, row + 1), *index[1:])) for row in self.row[wanted]]
+        return np.concatenate(parts)
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         if self.rows != 1:

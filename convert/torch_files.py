@@ -198,7 +198,7 @@ class PickleFiles:
             ) from error
         logger.info("reading %s with torch's weights_only loader", folder)
         self.files = tuple(files)
-        self._tensors = {}
+        self._tensors: dict[str, Any] = {}
         for file in files:
             try:
                 # Files of torch before 1.6 are not archives and cannot be mapped: these are read whole.
