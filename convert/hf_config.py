@@ -61,7 +61,7 @@ class HFConfig:
     def only(self, name: str, *values: object) -> None:
         """Accept a field only if it is absent or has one of `values`, which are supported."""
         value = self.take(name, None)
-        if value is not None and value not in values:
+        if value is not None and not any(value == known and type(value) is type(known) for known in values):
             self.fault(f"{name} = {value!r} is not supported; only {', '.join(map(repr, values))}")
 
     def finish(self) -> None:

@@ -100,13 +100,20 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}: is it the folder of a PEFT adapter?")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(folder, [f"{CONFIG} is not JSON: {error}"]) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(folder, [f"{CONFIG} is not a JSON object"])
     adapter = SafetensorsFiles(folder, [WEIGHTS])
     faults = [
         f"{name} = {value!r} is not supported"
         for name, value in config.items()
-        if name not in HARMLESS and value not in (None, False, {}, [], *SUPPORTED.get(name, ()))
+        if name not in HARMLESS and value not in SUPPORTED.get(name, ()) and not _off(value)
     ]
+    if not isinstance(config.get("lora_alpha"), (int, float)):
+        faults.append("lora_alpha is not a number")
     if faults:
         raise CheckpointError(folder, faults)
     shapes, tensors = base.shapes(), adapter.shapes()
@@ -140,6 +147,10 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
     if faults:
         raise CheckpointError(folder, faults)
     return MergedTensors(base, adapter, updates, replaced)
+
+
+def _off(value: object) -> bool:
+    return value is None or value is False or value == {} or value == []
 
 
 def _parse(name: str) -> tuple[str, str]:

@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 class Result(NamedTuple):
     """The result of a run of a job."""
 
-    complete: bool  # all shards of the job are finished; if not, other processes still work on theirs
+    # All shards of the job are finished; if not, other processes still work on theirs. Always true for processes that
+    # score the same shards together.
+    complete: bool
     # Of all shards; while the job is not complete, of those that this process has just scored. None in a process that
     # writes nothing, since another one writes for it.
     summary: Summary | None

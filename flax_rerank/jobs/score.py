@@ -50,7 +50,8 @@ def score_files(model: str, options: JobOptions, **settings: Any) -> Result:
         TypeError: a setting that the reranker's class does not have, or whose value JSON cannot hold.
         FileExistsError: the output exists, and is not that of this job.
         FloatingPointError: no score of a shard is finite.
-        SystemExit: SIGTERM (143) or SIGINT (130) came. Finished shards stay.
+        SystemExit: SIGTERM (143) or SIGINT (130) came. Finished shards stay. Under `jax.distributed` without a mesh
+            that spans hosts, the process ends at once instead, with the same exit code.
     """
     engine = engine_of(options, settings)
     try:
