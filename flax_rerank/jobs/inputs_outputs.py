@@ -44,8 +44,8 @@ def source_of(options: JobOptions, stack: ExitStack) -> Source:
 def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
     """The job's folder, and the file that its parts become, or None where the folder itself is the output.
 
-    The stack keeps a temporary file for standard output until it is left. Raises ValueError if a format is given for a
-    file whose name says it, and OSError where a folder is to be written and a file is, or the other way round.
+    The stack keeps a temporary file for standard output until it is left. Raises ValueError for an unknown suffix
+    or if a format is given for a file whose name says it, and OSError where a folder is to be written and a file is, or the other way round.
     """
     output = options.output
     if output == STANDARD_STREAM:
@@ -54,6 +54,8 @@ def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
     elif not SUFFIX.search(os.path.basename(output)):
         if os.path.isfile(output):
             raise NotADirectoryError(f"{output} is a file, and its name says no format that is known: give a folder")
+        if os.path.splitext(os.path.basename(output))[1]:
+            format_of(output)  # raises with the known suffixes
         return files.absolute(output), None
     elif options.format is not None:
         raise ValueError(f"the name {output} says its format: format is for a folder or for standard output")

@@ -92,6 +92,14 @@ def test_no_text_of_a_run_may_be_the_output(tmp_path, role):
         source_of(options, ExitStack())
 
 
+@pytest.mark.parametrize("name", ["out.json", "s.csv"])
+def test_an_unknown_suffix_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name}: outputs are \.jsonl"):
+        output_of(JobOptions(input="pairs.jsonl", output=tmp_path / name), ExitStack())
+    folder = str(tmp_path / name)
+    assert output_of(JobOptions(input="pairs.jsonl", output=f"{folder}/"), ExitStack()) == (folder, None)
+
+
 def test_options_say_which_engine(monkeypatch):
     def engine(**options):
         return engine_of(JobOptions(input="in.jsonl", output="out", show_progress_bar=False, **options), {})
