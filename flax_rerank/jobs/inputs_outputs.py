@@ -44,8 +44,9 @@ def source_of(options: JobOptions, stack: ExitStack) -> Source:
 def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
     """The job's folder, and the file that its parts become, or None where the folder itself is the output.
 
-    The stack keeps a temporary file for standard output until it is left. Raises ValueError for an unknown suffix
-    or if a format is given for a file whose name says it, and OSError where a folder is to be written and a file is, or the other way round.
+    The stack keeps a temporary file for standard output until it is left. Raises ValueError for an unknown suffix, or
+    if a format is given for a file whose name says it; and OSError where a folder is to be written and a file is, or
+    the other way round.
     """
     output = options.output
     if output == STANDARD_STREAM:

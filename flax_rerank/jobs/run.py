@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from flax_rerank.jobs import files
 from flax_rerank.jobs.engines import LocalEngine, RayEngine
 from flax_rerank.jobs.formats import SUFFIX
 from flax_rerank.jobs.job import MARKER, Job, read_json, write_json
+from flax_rerank.jobs.lock import locked
 from flax_rerank.jobs.manifest import Description, check, describe, differences, is_ours
 from flax_rerank.jobs.shards import Marker
 from flax_rerank.jobs.stopping import StopSignals
@@ -49,7 +51,8 @@ def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = Fals
             raise ValueError(f"{engine.count} processes cannot write one file: give a folder as the output")
         if overwrite:
             raise ValueError(f"{engine.count} processes cannot start over together: remove {job.folder} first")
-    with StopSignals(at_once=not engine.lock_step) as signals:
+    lock = locked(job.file) if job.file is not None and engine.writes else nullcontext()
+    with StopSignals(at_once=not engine.lock_step) as signals, lock:
         shards = job.source.shards(job.shard_rows)
         description = describe(job, shards, engine.checkpoint_digest(job))
         signals.install()  # again, as the Ray engine started Ray to find the model

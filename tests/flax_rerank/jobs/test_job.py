@@ -219,6 +219,16 @@ def test_files_beside_the_output_that_no_job_wrote_stay(make_job, suffix, overwr
     assert beside.read_text() == '{"precious": 1}\n'
 
 
+def test_one_process_at_a_time_writes_a_file(make_job):
+    def second(pairs):
+        with pytest.raises(BlockingIOError, match=rf"scores\.jsonl is being written by process {os.getpid()} on "):
+            run(fake)
+
+    fake = make_job(PASSAGES, on_run=second)
+    assert run(fake).complete
+    assert files_of(Path(fake.job.file).parent) == ["scores.jsonl", "scores.jsonl.summary.json"]
+
+
 def test_processes_share_a_folder(make_job):
     alone = make_job(PASSAGES, name="alone", shard_rows=2)
     run(alone)
