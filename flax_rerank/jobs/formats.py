@@ -88,7 +88,7 @@ def format_of(path: str, *, schema: "pa.Schema | None" = None, tag: str = TAG) -
     found = SUFFIX.search(path)
     if found is None:
         known = f".jsonl, {', '.join(RUNS)} (also with {' or '.join(files.COMPRESSIONS)}) or .parquet"
-        raise ValueError(f"{path}: outputs are {known} files")
+        raise ValueError(f"{path}: outputs are {known} files, or folders: names without a suffix or with / at the end")
     return Format(found[0], schema, tag)
 
 

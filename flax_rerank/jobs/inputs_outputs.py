@@ -5,7 +5,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
+from pathlib import Path
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.formats import SUFFIX, Format, format_of
@@ -23,7 +25,9 @@ def source_of(options: JobOptions, stack: ExitStack) -> Source:
     path_of = files.absolute if options.engine == "ray" else str
     if options.run is not None:
         texts = (options.queries, options.corpus) if options.beir is None else beir_files(options.beir)
-        run, queries, corpus = (path_of(str(path)) for path in (options.run, *texts))
+        paths = [str(path) for path in (options.run, *texts)]
+        _refuse_output(options.output, paths)
+        run, queries, corpus = map(path_of, paths)
         return TrecSource(run, queries, corpus, options.top_k)
     if options.inputs == [STANDARD_STREAM]:
         # As a file: a job reads its input twice.
@@ -33,17 +37,16 @@ def source_of(options: JobOptions, stack: ExitStack) -> Source:
             shutil.copyfileobj(sys.stdin.buffer, sink)
     else:
         paths = [path for pattern in options.inputs for path in _expand(pattern)]
-    for path in paths:
-        if os.path.exists(path) and os.path.exists(options.output) and os.path.samefile(path, options.output):
-            raise ValueError(f"input and output are the same file, {path}")
+    _refuse_output(options.output, paths)
     return open_source(list(map(path_of, paths)), query_field=options.query_field, passage_field=options.passage_field)
 
 
 def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
     """The job's folder, and the file that its parts become, or None where the folder itself is the output.
 
-    The stack keeps a temporary file for standard output until it is left. Raises ValueError if a format is given for a
-    file whose name says it, and OSError where a folder is to be written and a file is, or the other way round.
+    The stack keeps a temporary file for standard output until it is left. Raises ValueError for an unknown suffix, or
+    if a format is given for a file whose name says it; and OSError where a folder is to be written and a file is, or
+    the other way round.
     """
     output = options.output
     if output == STANDARD_STREAM:
@@ -52,6 +55,8 @@ def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
     elif not SUFFIX.search(os.path.basename(output)):
         if os.path.isfile(output):
             raise NotADirectoryError(f"{output} is a file, and its name says no format that is known: give a folder")
+        if os.path.splitext(os.path.basename(output))[1]:
+            format_of(output)  # raises with the known suffixes
         return files.absolute(output), None
     elif options.format is not None:
         raise ValueError(f"the name {output} says its format: format is for a folder or for standard output")
@@ -79,6 +84,21 @@ def copy_to_standard_output(job: Job) -> None:
     if files.exists(job.all_rejects):
         with open(job.all_rejects, encoding="utf-8") as rejects:
             shutil.copyfileobj(rejects, sys.stderr)
+
+
+def _refuse_output(output: str, paths: Iterable[str]) -> None:
+    """Raise ValueError if an input is the output, also through links, or is among the files of the job."""
+    for path in paths:
+        for target in (output, f"{output}.job", f"{output}.summary.json", f"{output}.rejects.jsonl"):
+            if files.is_url(path) or files.is_url(target):
+                same = path == target
+            else:
+                same = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(target)) or (
+                    os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target)
+                )
+            if same:
+                where = "are the same file" if target == output else f"share the file or folder {target}"
+                raise ValueError(f"input and output {where}, {path}")
 
 
 def _expand(pattern: str) -> list[str]:

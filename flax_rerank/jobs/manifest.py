@@ -20,6 +20,7 @@ from flax_rerank.rerankers import AbsReranker
 from flax_rerank.sharding import DATA
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
+JOB = "flax-rerank job"
 FORMAT_VERSION = 2
 KNOWN_WITH_THE_RERANKER = ("dtype", "platform", "mesh", "table")
 CHECKPOINT_FILES = (
@@ -35,7 +36,7 @@ Description = Mapping[str, Any]
 def describe(job: Job, shards: Sequence[Shard], weights: str) -> Description:
     """All that the output of a job depends on, except what is known only with the reranker (see `begin`)."""
     return {
-        "format": "flax-rerank job",
+        "format": JOB,
         "format_version": FORMAT_VERSION,
         "flax_rerank": version("flax-rerank"),
         "input": job.source.fingerprint(),
@@ -71,11 +72,18 @@ def check(job: Job, description: Description) -> Mapping[str, Any] | None:
             raise ValueError(
                 f"{job.folder} is not the folder of a job: it holds {', '.join(others[:3])}. Give a new output"
             )
+    elif not is_ours(manifest):
+        raise ValueError(f"{job.manifest} was not written by a job. Give a new output")
     elif different := differences(manifest, description):
         raise ValueError(
             f"{job.folder} holds another job: {'; '.join(different)}. Give another output, or overwrite to start over"
         )
     return manifest
+
+
+def is_ours(description: Any) -> bool:
+    """Whether a job wrote this description."""
+    return isinstance(description, dict) and description.get("format") == JOB
 
 
 def begin(job: Job, description: Description, shards: Sequence[Shard], reranker: AbsReranker) -> Table:

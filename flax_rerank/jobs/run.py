@@ -1,8 +1,11 @@
 """Start a job or continue it, and put its parts together."""
 
+import json
 import logging
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +13,23 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.engines import LocalEngine, RayEngine
-from flax_rerank.jobs.job import Job, read_json, write_json
-from flax_rerank.jobs.manifest import Description, check, describe, differences
+from flax_rerank.jobs.formats import SUFFIX
+from flax_rerank.jobs.job import MARKER, Job, read_json, write_json
+from flax_rerank.jobs.lock import locked
+from flax_rerank.jobs.manifest import Description, check, describe, differences, is_ours
 from flax_rerank.jobs.shards import Marker
 from flax_rerank.jobs.stopping import StopSignals
 from flax_rerank.jobs.summary import Summary, summarize
 
 logger = logging.getLogger(__name__)
+
+# The names of the files that jobs write, by folder of the job.
+NAMES = {
+    "": re.compile(r"job\.json|summary\.json|parts|rejects|done"),
+    "/parts": re.compile(rf"part-\d+(?:{SUFFIX.pattern})"),
+    "/rejects": re.compile(r"part-\d+\.jsonl"),
+    "/done": MARKER,
+}
 
 
 class Result(NamedTuple):
@@ -40,7 +53,8 @@ def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = Fals
             raise ValueError(f"{engine.count} processes cannot write one file: give a folder as the output")
         if overwrite:
             raise ValueError(f"{engine.count} processes cannot start over together: remove {job.folder} first")
-    with StopSignals(at_once=not engine.lock_step) as signals:
+    lock = locked(job.file) if job.file is not None and engine.writes else nullcontext()
+    with StopSignals(at_once=not engine.lock_step) as signals, lock:
         shards = job.source.shards(job.shard_rows)
         description = describe(job, shards, engine.checkpoint_digest(job))
         signals.install()  # again, as the Ray engine started Ray to find the model
@@ -65,7 +79,7 @@ def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = Fals
                 summary["bytes"] = join(job, job.file, markers)
             write_json(job.summary, summary)
             if job.file is not None:
-                files.remove(job.folder)
+                remove_folder(job)
         return Result(True, summary)
 
 
@@ -74,13 +88,15 @@ def find_complete(job: Job, description: Description, overwrite: bool) -> Summar
 
     Raises ValueError as `check`, and FileExistsError if this job did not write the file that exists.
     """
+    if job.file is not None:
+        refuse_foreign(job)
     if overwrite:
         remove_earlier(job)
     elif job.file is not None and files.exists(job.file):
         summary = read_json(job.summary) or {}
         if summary.get("job") == description and files.size(job.file) == summary["bytes"]:
             logger.info("%s is complete already", job.file)
-            files.remove(job.folder)
+            remove_folder(job)
             return summary
         if not files.exists(job.manifest):
             different = differences(summary["job"], description) if "job" in summary else []
@@ -92,12 +108,54 @@ def find_complete(job: Job, description: Description, overwrite: bool) -> Summar
 
 def remove_earlier(job: Job) -> None:
     """Remove an earlier job, except the one file, which is replaced when the new one is complete."""
+    manifest, others = read_json(job.manifest), strangers(job)
+    if manifest is not None and not is_ours(manifest):
+        raise ValueError(f"{job.manifest} was not written by a job. Give a new output")
+    if manifest is not None and others:
+        raise ValueError(
+            f"{job.folder} holds {', '.join(others[:3])}, which no job wrote. Move it, or give a new output"
+        )
     if job.file is not None:
         files.remove(job.summary)
     # `check` refuses a folder without a manifest, which is removed last: it says what the others are.
-    if read_json(job.manifest) is not None:
+    if manifest is not None:
         for name in ("done", "parts", "rejects", "summary.json", "job.json"):
             files.remove(f"{job.folder}/{name}")
+
+
+def refuse_foreign(job: Job) -> None:
+    """Raise FileExistsError if a summary or rejects beside the one file are not those of a job."""
+    if files.exists(job.summary):
+        summary = read_json(job.summary)
+        if not isinstance(summary, dict) or not is_ours(summary.get("job")):
+            raise FileExistsError(f"{job.summary} was not written by a job. Move it, or give another output")
+    if files.exists(job.all_rejects):
+        with files.open_raw(job.all_rejects) as stream:
+            line = stream.read(files.BLOCK).partition(b"\n")[0]
+        try:
+            ours = set(json.loads(line)) == {"file", "line", "reason"}
+        except (ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise FileExistsError(f"{job.all_rejects} was not written by a job. Move it, or give another output")
+
+
+def strangers(job: Job) -> list[str]:
+    """What is in the folder of a job and is not written by jobs."""
+    return [
+        f"{folder}/{name}".lstrip("/")
+        for folder, ours in NAMES.items()
+        for name in files.sizes(job.folder + folder)
+        if not ours.fullmatch(name)
+    ]
+
+
+def remove_folder(job: Job) -> None:
+    """Remove the folder of a finished job, unless somebody put something else into it."""
+    if others := strangers(job):
+        logger.warning("%s stays: it holds %s", job.folder, ", ".join(others[:3]))
+    else:
+        files.remove(job.folder)
 
 
 def join(job: Job, file: str, markers: Sequence[Marker]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Shard
 from flax_rerank.jobs.sources.pairs import PairSource, exactly
-from flax_rerank.jobs.sources.records import parse_object
+from flax_rerank.jobs.sources.records import parse_object, refuse_utf16
 
 
 class JsonlSource(PairSource):
@@ -23,6 +23,8 @@ class JsonlSource(PairSource):
         with files.open_input(file) as stream:
             while lines := list(islice(stream, rows)):
                 text = b"".join(lines)
+                if position == 0:
+                    refuse_utf16(file, text)
                 digest.update(text)
                 blank = blank and text.isspace()
                 offsets.append(position if seekable else 0)

@@ -1,5 +1,6 @@
 """What all inputs share: lines, JSON objects, their texts, and the digest of an input."""
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,14 @@ def fingerprint(settings: Sequence[str | int], digests: Sequence[str]) -> str:
 def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
     """The lines of a file (.gz, .zst or neither) that are not blank, each with its number from 1.
 
-    Raises ValueError if there are none.
+    A UTF-8 byte order mark is skipped. Raises ValueError if there are none, or for UTF-16.
     """
     empty = True
     with files.open_input(path) as stream:
         for number, line in enumerate(stream, start=1):
+            if number == 1:
+                refuse_utf16(path, line)
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.isspace():
                 empty = False
                 yield number, line
@@ -28,10 +32,16 @@ def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
         raise ValueError(f"{path} holds no rows")
 
 
+def refuse_utf16(path: str, start: bytes) -> None:
+    """Raise ValueError if a file starts as UTF-16 does."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:2]:
+        raise ValueError(f"{path} is UTF-16; convert it to UTF-8")
+
+
 def parse_object(line: bytes) -> dict[str, Any]:
     """The JSON object of one line. Raises ValueError if the line is not UTF-8, not JSON, or not an object."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(record, dict):

@@ -195,6 +195,40 @@ def test_a_folder_of_something_else_is_left_alone(make_job, tmp_path):
     assert files_of(tmp_path / "folder") == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("foreign", ["job.json", "parts/thesis.tex"])
+def test_overwrite_removes_only_what_jobs_wrote(make_job, foreign):
+    fake = make_job(PASSAGES, name="folder")
+    run(fake)
+    (Path(fake.job.folder) / foreign).write_text('{"precious": 1}')
+    before = files_of(fake.job.folder)
+    with pytest.raises(ValueError, match=rf"{foreign}.* job"):
+        run(fake, overwrite=True)
+    assert files_of(fake.job.folder) == before
+
+
+@pytest.mark.parametrize("suffix", ["summary.json", "rejects.jsonl"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_beside_the_output_that_no_job_wrote_stay(make_job, suffix, overwrite):
+    fake = make_job(PASSAGES)
+    beside = Path(f"{fake.job.file}.{suffix}")
+    beside.parent.mkdir()
+    beside.write_text('{"precious": 1}\n')
+    with pytest.raises(FileExistsError, match=rf"{suffix} was not written by a job"):
+        run(fake, overwrite=overwrite)
+    assert files_of(beside.parent) == [beside.name]
+    assert beside.read_text() == '{"precious": 1}\n'
+
+
+def test_one_process_at_a_time_writes_a_file(make_job):
+    def second(pairs):
+        with pytest.raises(BlockingIOError, match=rf"scores\.jsonl is being written by process {os.getpid()} on "):
+            run(fake)
+
+    fake = make_job(PASSAGES, on_run=second)
+    assert run(fake).complete
+    assert files_of(Path(fake.job.file).parent) == ["scores.jsonl", "scores.jsonl.summary.json"]
+
+
 def test_processes_share_a_folder(make_job):
     alone = make_job(PASSAGES, name="alone", shard_rows=2)
     run(alone)

@@ -10,7 +10,7 @@ from reference_cases import CASES, largest_difference, load_case
 from flax_rerank import FlaxAutoReranker, RerankerModelClass, ShardingRules
 from flax_rerank.jobs import JobOptions, score_files
 from flax_rerank.jobs.engines import LocalEngine, RayEngine, engine_of
-from flax_rerank.jobs.inputs_outputs import output_of
+from flax_rerank.jobs.inputs_outputs import output_of, source_of
 
 BERT = CASES / "encoder-bert"
 
@@ -79,6 +79,25 @@ def test_a_name_without_a_suffix_is_that_of_a_folder(tmp_path, name):
     assert output_of(options, ExitStack()) == (str(tmp_path / name), None)
     options = JobOptions(input="pairs.jsonl", output=tmp_path / f"{name}.txt")
     assert output_of(options, ExitStack()) == (str(tmp_path / f"{name}.txt.job"), str(tmp_path / f"{name}.txt"))
+
+
+@pytest.mark.parametrize("role", ["run", "queries", "corpus"])
+def test_no_text_of_a_run_may_be_the_output(tmp_path, role):
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("run", "queries", "corpus")}
+    for path in paths.values():
+        path.write_text("{}")
+    (tmp_path / "link.jsonl").symlink_to(paths[role])
+    options = JobOptions(**paths, output=tmp_path / "link.jsonl")
+    with pytest.raises(ValueError, match=rf"input and output are the same file, .*{role}\.jsonl"):
+        source_of(options, ExitStack())
+
+
+@pytest.mark.parametrize("name", ["out.json", "s.csv"])
+def test_an_unknown_suffix_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name}: outputs are \.jsonl"):
+        output_of(JobOptions(input="pairs.jsonl", output=tmp_path / name), ExitStack())
+    folder = str(tmp_path / name)
+    assert output_of(JobOptions(input="pairs.jsonl", output=f"{folder}/"), ExitStack()) == (folder, None)
 
 
 def test_options_say_which_engine(monkeypatch):

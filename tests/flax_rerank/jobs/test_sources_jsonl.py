@@ -8,6 +8,7 @@ import pytest
 from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Reject, Row, Shard
 from flax_rerank.jobs.sources import JsonlSource, ParquetSource, open_source
+from flax_rerank.jobs.sources.records import numbered_lines
 
 
 def write(path, *lines, end="\n"):
@@ -90,6 +91,19 @@ def test_a_row_that_cannot_be_scored_is_a_reject_in_its_place(tmp_path, line, re
     assert isinstance(reject, Reject)
     assert (reject.file, reject.number) == (path, 3)
     assert reject.reason.startswith(reason)
+
+
+def test_a_byte_order_mark_is_skipped_and_utf16_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(pair(1), encoding="utf-8-sig")
+    source = JsonlSource([str(path)])
+    assert [row.query for row in rows_of(source, source.shards(10))] == ["q1"]
+    assert list(numbered_lines(str(path))) == [(1, pair(1).encode())]
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        path.write_text(pair(1), encoding=encoding)
+        for read in (lambda: source.shards(10), lambda: list(numbered_lines(str(path)))):
+            with pytest.raises(ValueError, match=r"a\.jsonl is UTF-16; convert it to UTF-8"):
+                read()
 
 
 def test_fields_may_have_other_names(tmp_path):
