@@ -4,13 +4,11 @@ import json
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference_cases import CASES
 
 from flax_rerank.training.losses import (
-    Objective,
     binary_cross_entropy,
     in_batch_negatives,
     lambda_loss,
