@@ -1,5 +1,6 @@
 """AdamW as FlagEmbedding's trainer runs it: decay by parameter, clipping, schedule."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -74,15 +75,36 @@ def make_optimizer(settings: OptimizerSettings, decays: Mapping[str, bool]) -> o
         settings: of the run.
         decays: for each parameter that is trained whether it decays; see `decayed`.
     """
-    adamw = optax.adamw(
-        settings.schedule(),
-        b1=settings.adam_beta1,
-        b2=settings.adam_beta2,
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        mask=dict(decays),
+    steps = [clip(settings.max_grad_norm)] if settings.max_grad_norm else []
+    return optax.chain(
+        *steps,
+        scale_by_adam(settings.adam_beta1, settings.adam_beta2, settings.adam_epsilon),
+        optax.add_decayed_weights(settings.weight_decay, mask=dict(decays)),
+        optax.scale_by_learning_rate(settings.schedule()),
     )
-    return optax.chain(clip(settings.max_grad_norm), adamw) if settings.max_grad_norm else adamw
+
+
+def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, 2015), with its corrections of the first steps as exact as in PyTorch: optax takes `1 -
+    beta2**count` in float32, which is 1.3e-5 too little at first. The state is that of `optax.scale_by_adam`."""
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        gradient: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        count = state.count + 1
+        first, second = (-jnp.expm1(count.astype(jnp.float32) * math.log(beta)) for beta in (beta1, beta2))
+        mean = jax.tree.map(lambda m, g: m + (1 - beta1) * (g - m), state.mu, gradient)
+        square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * (g * g), state.nu, gradient)
+        scaled = jax.tree.map(
+            lambda m, v: (m / first) / (jnp.sqrt(v) / jnp.sqrt(second) + epsilon), mean, square
+        )
+        return scaled, optax.ScaleByAdamState(count, mean, square)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
 def clip(max_norm: float) -> optax.GradientTransformation:
