@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from flax_rerank.convert.rules import Assignment, assign, fill
+from flax_rerank.convert.rules import TRANSPOSE, Assignment
 from flax_rerank.convert.torch_files import SafetensorsFiles
 from flax_rerank.dtypes import FLOAT32
 from flax_rerank.models.readout import Readout
@@ -147,37 +147,43 @@ class Case:
 
     def assignments(self, module: nnx.Module) -> dict[str, list[Assignment]]:
         """The tensors of the whole model that fill each parameter."""
-        source = self.spec.weights(module).source if self.lora else self.tensors("final")
         spec = self.spec
-        rules, ignored = spec.family.rules(spec.config, spec.readout, spec.hf), spec.family.ignored(spec.readout)
-        found, faults = assign(source.shapes(), shapes_of(module), rules, ignored)
-        if faults:
-            raise ValueError(f"{self.folder}: {faults}")
-        return found
+        rules = spec.family.rules(spec.config, spec.readout, spec.hf)
+        return {
+            path: [item for rule in rules if rule.flax == path for item in rule.assignments(shape)]
+            for path, shape in shapes_of(module).items()
+        }
 
     def expected(self, module: nnx.Module, name: str) -> Iterator[tuple[str, str, Any, np.ndarray]]:
         """What start.safetensors or final.safetensors has: tensor, trained parameter, its region, values there."""
-        source, adapter = self.tensors(name), self.lora
-        for path, items in self.assignments(module).items():
-            if adapter is None:
-                items = [item for item in items if item.tensor in source.shapes()]
-                if items:
-                    whole = fill(source, items, shapes_of(module)[path], np.dtype(np.float32))
-                    yield from ((item.tensor, path, item.region, whole[item.region]) for item in items)
+        source = self.tensors(name)
+        for tensor, path, item in self.trained(module):
+            if tensor not in source.shapes():
                 continue
+            transform = TRANSPOSE if self.lora else item.rule.transform
+            yield tensor, path, item.region, transform.read(source, tensor)
+
+    def trained(self, module: nnx.Module) -> Iterator[tuple[str, str, Assignment]]:
+        """The tensors that are trained, and the parameter that each is a part of."""
+        targets = self.lora and lora.target_paths(shapes_of(module), self.lora)
+        for path, items in self.assignments(module).items():
             for item in items:
-                for kind, suffix in (("A", lora.DOWN), ("B", lora.UP)):
-                    tensor = f"{PREFIX}{item.tensor.removesuffix('.weight')}.lora_{kind}.weight"
-                    if tensor in source.shapes():
-                        yield tensor, path + suffix, item.region, source.read(tensor).T
+                if targets is None:
+                    yield item.tensor, path, item
+                if targets is None or path not in targets:
+                    continue
+                base = PREFIX + item.tensor.removesuffix(".weight")
+                yield f"{base}.lora_A.weight", path + lora.DOWN, item
+                yield f"{base}.lora_B.weight", path + lora.UP, item
 
 
-def replay(case: Case, mesh: Mesh | None = None, **settings: Any) -> dict[str, Deviation]:
+def replay(case: Case, mesh: Mesh | None = None, *, weights: bool = True, **settings: Any) -> dict[str, Deviation]:
     """Train as the case did, and compare.
 
     Args:
         case: the run.
         mesh: the devices; by default one.
+        weights: compare with final.safetensors too.
         settings: more arguments of `TrainingStep`.
     """
     mesh = make_mesh(jax.devices()[0]) if mesh is None else mesh
@@ -197,7 +203,8 @@ def replay(case: Case, mesh: Mesh | None = None, **settings: Any) -> dict[str, D
     for batch in case.batches():
         state, result = step(state, frozen, place(batch, mesh), case.readout)
         metrics.append(jax.device_get(result))
-    return _compare(case, metrics) | {"weights": _compare_weights(case, module, state.trained)}
+    found = _compare(case, metrics)
+    return found | {"weights": _compare_weights(case, module, state.trained)} if weights else found
 
 
 def _started(case: Case, module: nnx.Module, trained: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
@@ -213,7 +220,7 @@ def _started(case: Case, module: nnx.Module, trained: Mapping[str, jax.Array]) -
 def _decays(case: Case, module: nnx.Module) -> dict[str, bool]:
     """Which parameters decayed: in transformers 4.46 the norms of Gemma, as all that is not registered as a norm."""
     decaying = {name for group in case.case["optimizer_groups"] if group["weight_decay"] for name in group["names"]}
-    return {path: tensor in decaying for tensor, path, _, _ in case.expected(module, "final")}
+    return {path: tensor in decaying for tensor, path, _ in case.trained(module)}
 
 
 def _compare(case: Case, metrics: list[Metrics]) -> dict[str, Deviation]:
@@ -250,7 +257,8 @@ def _compare(case: Case, metrics: list[Metrics]) -> dict[str, Deviation]:
 def _compare_weights(case: Case, module: nnx.Module, trained: Mapping[str, jax.Array]) -> Deviation:
     """The tensor that is farthest beyond, or nearest to, what it may deviate."""
     left_out, noise = set(case.case["gradient_is_rounding_noise"]), case.case["weight_noise_of_one_ulp"]
-    touched = case.tensors("first_gradient").shapes()  # PyTorch leaves alone what has no gradient, and decays it not
+    # What has no gradient, such as the head of a layer that is not scored, PyTorch does not even decay.
+    touched = case.tensors("first_gradient").shapes()
     worst = Deviation(0.0, 1.0)
     for tensor, path, region, values in case.expected(module, "final"):
         if tensor in left_out or tensor not in touched:

@@ -7,8 +7,7 @@ The factors of the parameter `layers.mlp.up_proj.kernel` are `layers.mlp.up_proj
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -171,9 +170,7 @@ def combine(
     for index, path in enumerate(path.removesuffix(UP) for path in trained if path.endswith(UP)):
         down = trained[path + DOWN]
         if settings.dropout and key is not None:
-            seen = jax.random.bernoulli(
-                jax.random.fold_in(key, index), 1.0 - settings.dropout, (*down.shape[:-1], 1)
-            )
+            seen = jax.random.bernoulli(jax.random.fold_in(key, index), 1.0 - settings.dropout, (*down.shape[:-1], 1))
             down = jnp.where(seen, down / (1.0 - settings.dropout), 0.0)
         params[path] = LowRank(params[path], down, trained[path + UP], settings.alpha / settings.rank)
     return params

@@ -99,9 +99,7 @@ def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientT
         first, second = (-jnp.expm1(count.astype(jnp.float32) * math.log(beta)) for beta in (beta1, beta2))
         mean = jax.tree.map(lambda m, g: m + (1 - beta1) * (g - m), state.mu, gradient)
         square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * (g * g), state.nu, gradient)
-        scaled = jax.tree.map(
-            lambda m, v: (m / first) / (jnp.sqrt(v) / jnp.sqrt(second) + epsilon), mean, square
-        )
+        scaled = jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v) / jnp.sqrt(second) + epsilon), mean, square)
         return scaled, optax.ScaleByAdamState(count, mean, square)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
