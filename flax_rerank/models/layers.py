@@ -114,7 +114,7 @@ def stack(make_layer: Callable[[], nnx.Module], depth: int) -> nnx.Module:
     layers = nnx.vmap(lambda _: make_layer(), in_axes=0, out_axes=0)(jnp.arange(depth))
     for _, param in nnx.to_flat_state(nnx.state(layers)):
         param.set_metadata(axes=("layers", *param.get_metadata("axes")))
-    layers.remat = False  # see `run_stack`
+    layers.remat = False  # type: ignore[attr-defined]  # see `run_stack`
     return layers
 
 

@@ -142,18 +142,19 @@ def start(
     trained = trained_shapes({path: array.shape for path, array in params.items()}, settings)
     placed = trained_shardings(shardings, trained)
 
-    def first(path: str, key: jax.Array) -> jax.Array:
-        shape = trained[path]
-        if path.endswith(UP):
-            return jnp.zeros(shape)
-        bound = 1.0 / math.sqrt(shape[-2])
-        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    factors = [path for path in trained if path not in params]
 
-    values = {path: params[path].astype(jnp.float32) for path in trained if path in params}
-    for index, path in enumerate(path for path in trained if path not in params):
-        make = jax.jit(partial(first, path), out_shardings=placed[path])
-        values[path] = make(jax.random.fold_in(key, index))
-    return {path: values[path] for path in trained}, {p: array for p, array in params.items() if p not in trained}
+    def first(key: jax.Array) -> dict[str, jax.Array]:
+        values = {}
+        for index, path in enumerate(factors):
+            bound = 0.0 if path.endswith(UP) else 1.0 / math.sqrt(trained[path][-2])
+            folded = jax.random.fold_in(key, index)
+            values[path] = jax.random.uniform(folded, trained[path], minval=-bound, maxval=bound)
+        return values
+
+    made = jax.jit(first, out_shardings={path: placed[path] for path in factors})(key)
+    values = {path: params[path].astype(jnp.float32) if path in params else made[path] for path in trained}
+    return values, {path: array for path, array in params.items() if path not in trained}
 
 
 def combine(

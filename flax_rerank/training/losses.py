@@ -165,21 +165,20 @@ class Objective:
         Raises:
             ValueError: a loss that needs teacher scores, without any.
         """
-        if self.loss in TAUGHT and teacher is None:
-            raise ValueError(f"the loss {self.loss} needs teacher scores")
         soft = partial(distillation, temperature=self.temperature)
-        if self.loss == "distillation":
-            return _over_layers(soft, logits, teacher, mask)
+        loss = soft if self.loss == "distillation" else LOSSES[self.loss]
         if self.loss in TAUGHT:
-            return _over_layers(LOSSES[self.loss], logits, teacher, mask)
-        total = _over_layers(LOSSES[self.loss], logits, labels, mask)
+            if teacher is None:
+                raise ValueError(f"the loss {self.loss} needs teacher scores")
+            return _over_layers(loss, logits, teacher, mask)
+        total = _over_layers(loss, logits, labels, mask)
         if teacher is not None:
             return total + self.distillation * _over_layers(soft, logits, teacher, mask)
         last = jax.lax.stop_gradient(logits[-1])
         return total + self.self_distillation * _over_layers(distillation, logits[:-1], last, mask)
 
 
-def _over_layers(loss: Loss, logits: jax.Array, labels: jax.Array | None, mask: jax.Array) -> jax.Array:
+def _over_layers(loss: Loss, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
     return jax.vmap(loss, in_axes=(0, None, None))(logits, labels, mask).sum()
 
 

@@ -102,14 +102,14 @@ def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientT
         scaled = jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v) / jnp.sqrt(second) + epsilon), mean, square)
         return scaled, optax.ScaleByAdamState(count, mean, square)
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init, update)
 
 
 def clip(max_norm: float) -> optax.GradientTransformation:
     """Scale gradients by `max_norm / (norm + 1e-6)` where that is less than 1, as PyTorch's `clip_grad_norm_` does."""
 
     def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
-        factor = jnp.minimum(max_norm / (optax.global_norm(updates) + CLIP_EPSILON), 1.0)
+        factor = jnp.minimum(max_norm / (optax.tree.norm(updates) + CLIP_EPSILON), 1.0)
         return jax.tree.map(lambda update: update * factor, updates)
 
     return optax.stateless(scale)

@@ -47,9 +47,9 @@ class State(NamedTuple):
         step: int32 [], steps done.
     """
 
-    trained: dict[str, jax.Array]
+    trained: dict[str, Any]
     optimizer: Any
-    step: jax.Array
+    step: Any
 
 
 class Metrics(NamedTuple):
@@ -185,7 +185,7 @@ class TrainingStep:
         updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.trained)
         metrics = Metrics(
             loss=(weights * losses).sum(),
-            gradient_norm=optax.global_norm(gradient),
+            gradient_norm=optax.tree.norm(gradient),
             learning_rate=jnp.asarray(self._schedule(state.step), jnp.float32),
             losses=losses,
             logits=logits,
