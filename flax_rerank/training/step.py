@@ -179,7 +179,9 @@ class TrainingStep:
         # Of a short micro batch each group counts as much as any other.
         groups = batch.mask.any(axis=-1).sum(axis=-1).astype(jnp.float32)  # [M]
         weights = groups / jnp.maximum(groups.sum(), 1.0)
-        with jax.default_matmul_precision(self._precision):
+        # The mesh tells the model which devices it is traced for.
+        mesh = self.mesh.abstract_mesh
+        with jax.default_matmul_precision(self._precision), jax.sharding.use_abstract_mesh(mesh):
             zeros = jax.tree.map(jnp.zeros_like, state.trained)
             gradient, (losses, logits) = jax.lax.scan(add, zeros, (jnp.arange(len(weights)), batch))
         updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.trained)
