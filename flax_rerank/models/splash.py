@@ -11,11 +11,6 @@ from flax_rerank.sharding import DATA, MODEL
 LANES = 128
 # The scores of a block are the kernel's largest array: 1 MB in float32.
 BLOCKS = (512, 384, 256)
-# What a block is made of in the kernel, and in those of its gradient by keys and values (dkv) and by queries (dq).
-BLOCK_SIZES = (
-    *("block_q", "block_kv", "block_kv_compute"),
-    *("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"),
-)
 # Up to here all scores of a head are one block.
 ONE_BLOCK = 640
 
@@ -79,7 +74,17 @@ def splash_attention(
         segments = SegmentIds(q=jnp.zeros_like(hidden), kv=hidden)
     kernel = make_splash_mha_single_device(
         MultiHeadMask([mask] * heads),
-        block_sizes=BlockSizes(**dict.fromkeys(BLOCK_SIZES, block)),
+        block_sizes=BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            # Of the gradient by keys and values, and by queries.
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
         attn_logits_soft_cap=softcap,
         interpret=interpret,
     )

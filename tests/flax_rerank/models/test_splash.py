@@ -98,3 +98,18 @@ def test_blocks_above_the_diagonal_or_beyond_the_window_are_not_computed():
     assert kernel_scores(2048, causal=True, window=0) == 10 * 512**2
     assert kernel_scores(2048, causal=True, window=500) == 7 * 512**2
     assert kernel_scores(580, causal=True, window=0) == 640**2
+
+
+def test_the_gradient_is_that_of_plain_attention():
+    arrays, mask = inputs(150, 2, 1, 64), dense_mask(150, False, 0, LENGTHS)
+    real = (jnp.arange(150) < LENGTHS[:, None])[:, :, None, None]
+
+    def kernel(*arrays):
+        settings = {"lengths": LENGTHS, "causal": False, "window": 0, "softcap": 20.0, "interpret": True}
+        return jnp.where(real, jnp.sin(splash_attention(*arrays, scale=0.1, **settings)), 0.0).sum()
+
+    def plain(*arrays):
+        return jnp.where(real, jnp.sin(attention(*arrays, mask=mask, scale=0.1, softcap=20.0)), 0.0).sum()
+
+    for found, expected in zip(*(jax.grad(f, (0, 1, 2))(*arrays) for f in (kernel, plain)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
