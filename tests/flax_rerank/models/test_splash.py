@@ -102,7 +102,7 @@ def test_blocks_above_the_diagonal_or_beyond_the_window_are_not_computed():
 
 def test_the_gradient_is_that_of_plain_attention():
     arrays, mask = inputs(150, 2, 1, 64), dense_mask(150, False, 0, LENGTHS)
-    real = (jnp.arange(150) < LENGTHS[:, None])[:, :, None, None]
+    real = (jnp.arange(150)[None] < LENGTHS[:, None])[:, :, None, None]
 
     def kernel(*arrays):
         settings = {"lengths": LENGTHS, "causal": False, "window": 0, "softcap": 20.0, "interpret": True}
