@@ -71,8 +71,7 @@ def target_paths(shapes: Mapping[str, Shape], settings: LoRASettings) -> list[st
         settings: of the adapter.
 
     Raises:
-        ValueError: a target that no kernel's path ends with; a head that has factors and is trained as a whole, or
-            whose rows belong to tokens, since an adapter of it would be one for all of the vocabulary.
+        ValueError: a target that no kernel's path ends with; a head that has factors and is trained as a whole.
     """
     adaptable = [path for path in shapes if path == HEAD or path.endswith(".kernel")]
     if settings.targets is None:

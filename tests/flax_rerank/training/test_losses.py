@@ -9,6 +9,7 @@ import pytest
 from reference_cases import CASES
 
 from flax_rerank.training.losses import (
+    Objective,
     binary_cross_entropy,
     in_batch_negatives,
     lambda_loss,
@@ -83,3 +84,27 @@ def test_in_batch_negatives(case):
     check(
         compile_loss(partial(in_batch_negatives, **options)), case["logits"], np.eye(*np.shape(case["logits"])), case
     )
+
+
+def test_distillation_at_a_temperature_with_a_weight():
+    logits, teacher = np.float32([[[1.0, -2.0, 0.5]]]), np.float32([[4.0, 0.0, 2.0]])
+    labels, mask = np.float32([[1.0, 0.0, 0.0]]), np.ones((1, 3), bool)
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum()
+
+    hard = -np.log(softmax(logits[0, 0])[0])
+    soft = -4 * (softmax(teacher[0] / 2) * np.log(softmax(logits[0, 0] / 2))).sum()
+    both = Objective(distillation=0.3, temperature=2.0)(logits, labels, teacher, mask)
+    np.testing.assert_allclose(both, hard + 0.3 * soft, rtol=1e-6)
+    alone = Objective(loss="distillation", temperature=2.0)(logits, labels, teacher, mask)
+    np.testing.assert_allclose(alone, soft, rtol=1e-6)
+
+
+def test_what_an_objective_refuses():
+    with pytest.raises(ValueError, match="'hinge' is not one of cross_entropy"):
+        Objective(loss="hinge")
+    with pytest.raises(ValueError, match="temperature is 0"):
+        Objective(temperature=0)
+    with pytest.raises(ValueError, match="margin_mse needs teacher scores"):
+        Objective(loss="margin_mse")(np.zeros((1, 1, 2)), np.zeros((1, 2)), None, np.ones((1, 2), bool))
