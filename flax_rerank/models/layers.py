@@ -114,6 +114,7 @@ def stack(make_layer: Callable[[], nnx.Module], depth: int) -> nnx.Module:
     layers = nnx.vmap(lambda _: make_layer(), in_axes=0, out_axes=0)(jnp.arange(depth))
     for _, param in nnx.to_flat_state(nnx.state(layers)):
         param.set_metadata(axes=("layers", *param.get_metadata("axes")))
+    layers.remat = False  # type: ignore[attr-defined]  # see `run_stack`
     return layers
 
 
@@ -127,11 +128,20 @@ def run_stack(
     """Run `carry = step(layer, index, carry)` for the layers [start, stop) of a stack, in one loop.
 
     Each trip takes its layer out of the stack by index: the program has one layer's size whatever the
-    depth, and a TPU reads the layer where it lies. (A CPU copies it.)
+    depth, and a TPU reads the layer where it lies. (A CPU copies it.) Differentiated, each trip adds to its own
+    layer's part of the gradient. Where `layers.remat` is set, only `carry` is kept for that and trips are run again
+    (Chen et al., 2016).
     """
     if start == stop:
         return carry
-    return jax.lax.fori_loop(start, stop, lambda index, carry: step(layer_of(layers, index), index, carry), carry)
+    graphdef, params = nnx.split(layers)
+
+    def trip(index: jax.Array, params: nnx.State, carry: Any) -> Any:
+        return step(layer_of(nnx.merge(graphdef, params), index), index, carry)
+
+    if layers.remat:  # type: ignore[attr-defined]
+        trip = jax.checkpoint(trip, prevent_cse=False)
+    return jax.lax.fori_loop(start, stop, lambda index, carry: trip(index, params, carry), carry)
 
 
 def layer_of(layers: nnx.Module, index: jax.Array | int) -> nnx.Module:

@@ -74,7 +74,17 @@ def splash_attention(
         segments = SegmentIds(q=jnp.zeros_like(hidden), kv=hidden)
     kernel = make_splash_mha_single_device(
         MultiHeadMask([mask] * heads),
-        block_sizes=BlockSizes(block_q=block, block_kv=block, block_kv_compute=block),
+        block_sizes=BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            # Of the gradient by keys and values, and by queries.
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
         attn_logits_soft_cap=softcap,
         interpret=interpret,
     )

@@ -99,3 +99,18 @@ def test_blocks_above_the_diagonal_or_beyond_the_window_are_not_computed():
 def test_keys_are_read_again_for_each_head_and_block():
     assert keys_read_again(256, 4, 2, causal=True, window=0) == 0
     assert keys_read_again(2048, 4, 2, causal=True, window=0) == 4 * (1 + 2 + 3 + 4) * 512 - 2 * 2048
+
+
+def test_the_gradient_is_that_of_plain_attention():
+    arrays, mask = inputs(150, 2, 1, 64), dense_mask(150, False, 0, LENGTHS)
+    real = (jnp.arange(150)[None] < LENGTHS[:, None])[:, :, None, None]
+
+    def kernel(*arrays):
+        settings = {"lengths": LENGTHS, "causal": False, "window": 0, "softcap": 20.0, "interpret": True}
+        return jnp.where(real, jnp.sin(splash_attention(*arrays, scale=0.1, **settings)), 0.0).sum()
+
+    def plain(*arrays):
+        return jnp.where(real, jnp.sin(attention(*arrays, mask=mask, scale=0.1, softcap=20.0)), 0.0).sum()
+
+    for found, expected in zip(*(jax.grad(f, (0, 1, 2))(*arrays) for f in (kernel, plain)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -1,0 +1,1 @@
+"""Fine-tuning: losses, optimizer, LoRA and one training step."""
