@@ -7,7 +7,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -102,6 +102,9 @@ class SafetensorsFiles:
             weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
             if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
                 raise TypeError("weight_map does not map tensors to files")
+            for file in map(PurePath, weight_map.values()):
+                if not file.parts or file.is_absolute() or ".." in file.parts:
+                    raise ValueError(f"weight_map names {str(file)!r}, which is not a file in the folder")
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(path.parent, [f"{path.name} is not an index of tensors ({error!r})"]) from error
         source = cls(path.parent, sorted(set(weight_map.values())), weight_map)

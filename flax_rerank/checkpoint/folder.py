@@ -1,22 +1,26 @@
 """The folder of a Flax checkpoint: its format, and that it appears whole or not at all."""
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from flax_rerank.checkpoint.manifest import MANIFEST
 from flax_rerank.params import CheckpointError
+from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
 FORMAT = "flax-rerank"
 FORMAT_VERSION = 3
 READABLE = (2, FORMAT_VERSION)  # in 2, a stacked parameter is one array
 PARAMS = "params"
 KEPT = "kept.safetensors"
+ENTRIES = frozenset({"config.json", MANIFEST, PARAMS, KEPT, *TOKENIZER_FILES})
 NEW, OLD = "new", "old"
 REMOVALS = 20
 
@@ -39,13 +43,37 @@ def require_known_format(folder: Path, config: Mapping[str, Any]) -> None:
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise FileExistsError if `path` exists and may not be replaced. With `overwrite`, an empty folder or a Flax
-    checkpoint may be."""
+    checkpoint that holds no other file may be."""
     if not path.exists():
         return
     if not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite (--overwrite) to replace it")
-    if not path.is_dir() or (any(path.iterdir()) and not (path / PARAMS).is_dir()):
-        raise FileExistsError(f"{path} is not a Flax checkpoint, so it is not overwritten; move it away first")
+    refuse_foreign(path, "a Flax checkpoint", is_flax_config, ENTRIES)
+
+
+def refuse_foreign(
+    path: Path, what: str, is_ours: Callable[[Mapping[str, Any]], bool], entries: Collection[str]
+) -> None:
+    """Raise FileExistsError unless `path` is an empty folder, or one whose config.json `is_ours` and that holds
+    nothing but `entries`: all of it is removed when it is replaced."""
+    if not path.is_dir():
+        raise FileExistsError(f"{path} is a file, not {what}, so it is not overwritten")
+    there = sorted(path.iterdir())
+    if not there:
+        return
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict) or not is_ours(config):
+        raise FileExistsError(
+            f"{path} is not overwritten: it has no config.json that says that it is {what}; move it away first"
+        )
+    for entry in there:
+        if entry.name not in entries or entry.is_dir() != (entry.name == PARAMS):
+            raise FileExistsError(
+                f"{path} is not overwritten: it holds {entry.name}, which is not part of {what}; move it away first"
+            )
 
 
 @contextmanager
@@ -63,6 +91,7 @@ def new_folder(
         FileExistsError: from `refuse`, if `path` exists and may not be replaced.
         OSError: the disk has too little room, or the parent cannot be written to.
     """
+    path = path.resolve() if path.is_symlink() else path  # the folder is replaced, not the link to it
     parent, prefix = path.parent, f".{path.name}.partial-"
     parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

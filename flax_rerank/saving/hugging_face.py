@@ -6,13 +6,15 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from flax_rerank import checkpoint
-from flax_rerank.checkpoint.folder import sync
+from flax_rerank.checkpoint.folder import refuse_foreign, sync
+from flax_rerank.convert import family_of
 from flax_rerank.convert.rules import Row, assignments
 from flax_rerank.convert.torch_files import (
     FLOATS,
@@ -167,15 +169,19 @@ def _cast(name: str, array: np.ndarray, dtype: np.dtype, *, exactly: bool) -> np
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
     """Raise FileExistsError if `out` exists and may not be replaced: only an empty folder may be, or with `overwrite`
-    one that holds nothing but what an export writes."""
+    one of a model that is covered here, which holds nothing but what an export writes."""
     if not out.exists():
         return
-    if not out.is_dir():
-        raise FileExistsError(f"{out} is a file")
-    names = sorted(path.name for path in out.iterdir())
-    if names and not overwrite:
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise FileExistsError(f"{out} exists; pass overwrite (--overwrite) to replace it")
-    written = {"config.json", INDEX, *TOKENIZER_FILES}
-    foreign = [name for name in names if name not in written and not re.fullmatch(WEIGHT_FILE, name)]
-    if foreign:
-        raise FileExistsError(f"{out} holds {foreign[0]}, which no export writes, so it is not overwritten")
+    weights = {path.name for path in out.glob("model*.safetensors") if re.fullmatch(WEIGHT_FILE, path.name)}
+    entries = {"config.json", INDEX, *TOKENIZER_FILES, *weights}
+    refuse_foreign(out, "an exported model", _is_covered, entries)
+
+
+def _is_covered(config: Mapping[str, Any]) -> bool:
+    try:
+        family_of(config)
+    except (ValueError, NotImplementedError):
+        return False
+    return True

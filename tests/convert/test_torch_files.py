@@ -123,10 +123,32 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
     "content",
     [b"{", b"[]", b"{}", b"\xff\xfe", b'{"weight_map": []}', b'{"weight_map": null}', b'{"weight_map": {"t0": 3}}'],
 )
-def test_an_index_that_is_none_is_refused(tmp_path, content):
+def test_a_damaged_index_is_refused(tmp_path, content):
     (tmp_path / INDEX).write_bytes(content)
     (fault,) = faults_of(tmp_path)
     assert INDEX in fault
+
+
+@pytest.mark.parametrize(
+    "name", ["../other.safetensors", "{outside}/other.safetensors", "a/../../other.safetensors", "", "."]
+)
+def test_an_index_that_names_a_file_outside_of_the_folder_is_refused(tmp_path, name):
+    folder = tmp_path / "model"
+    (folder / "a").mkdir(parents=True)
+    save_file(TENSORS, tmp_path / "other.safetensors")
+    weight_map = dict.fromkeys(TENSORS, name.format(outside=tmp_path))
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (fault,) = faults_of(folder)
+    assert "which is not a file in the folder" in fault
+
+
+def test_the_files_of_an_index_may_be_links(tmp_path):
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    save_file(TENSORS, tmp_path / "blob")
+    (folder / "one.safetensors").symlink_to("../blob")
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, "one.safetensors")}))
+    assert open_torch_files(folder).shapes().keys() == TENSORS.keys()
 
 
 def test_whole_numbers_are_no_weights(tmp_path):

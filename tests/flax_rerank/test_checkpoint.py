@@ -163,12 +163,46 @@ def test_an_existing_folder_is_refused_and_left_as_it_is(reranker, tmp_path, emp
 
 
 def test_overwrite_replaces_the_whole_folder(reranker, folder):
-    (folder / "stale.txt").write_text("old")
+    (folder / "vocab.txt").write_text("of another tokenizer")
     model = reranker("encoder-xlmr")
     model.save(folder, overwrite=True)
-    assert not (folder / "stale.txt").exists()
+    assert not (folder / "vocab.txt").exists()
     assert load(folder).compute_score(PAIRS) == model.compute_score(PAIRS)
     assert os.listdir(folder.parent) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("config", "entry", "named"),
+    [
+        (None, "params/train.py", "no config.json that says"),
+        ('{"learning_rate": 0.1}', "params/train.py", "no config.json that says"),
+        ("kept", "notes.txt", "no config.json that says"),
+        ('{"format": "flax-rerank"}', "notes.txt", "it holds notes.txt"),
+        ('{"format": "flax-rerank"}', "src/main.py", "it holds src"),
+        ('{"format": "flax-rerank"}', "tokenizer.json/mine.txt", "it holds tokenizer.json"),
+    ],
+)
+def test_a_folder_that_is_not_a_checkpoint_alone_is_never_replaced(reranker, tmp_path, config, entry, named):
+    out = tmp_path / "out"
+    (out / entry).parent.mkdir(parents=True)
+    (out / entry).write_text("keep")
+    if config is not None:
+        (out / "config.json").write_text(config)
+    with pytest.raises(FileExistsError, match=f"out is not overwritten: .*{named}"):
+        reranker("encoder-bert").save(out, overwrite=True)
+    with pytest.raises(FileExistsError, match=f"out is not overwritten: .*{named}"):
+        convert(str(CASES / "encoder-bert"), out, overwrite=True)
+    assert (out / entry).read_text() == "keep"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_through_a_link_the_folder_is_replaced_and_the_link_stays(reranker, folder):
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    reranker("encoder-xlmr").save(link, overwrite=True)
+    assert link.is_symlink()
+    assert verify_manifest(folder) == []
+    assert read_manifest(folder)["source"]["name"] == "encoder-xlmr"
 
 
 def test_a_model_may_be_saved_over_the_folder_it_came_from(folder):

@@ -183,9 +183,16 @@ def test_only_an_export_is_overwritten_and_only_when_asked(bert, tmp_path):
     export_checkpoint(bert, out, overwrite=True)
     assert [file.name for file in out.glob("*.safetensors")] == [SINGLE]  # of the shards none is left
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"notes.txt, which no export writes"):
+    with pytest.raises(FileExistsError, match=r"it holds notes.txt, which is not part of an exported model"):
         export_checkpoint(bert, out, overwrite=True)
     assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    for config in ('{"name": "my application"}', "[]", "mine"):
+        (out / "config.json").write_text(config)
+        with pytest.raises(FileExistsError, match=r"out is not overwritten: .* says that it is an exported model"):
+            export_checkpoint(bert, out, overwrite=True)
+        assert (out / "config.json").read_text() == config
+    assert (out / SINGLE).is_file()
 
 
 def test_a_full_disk_leaves_no_folder(bert, tmp_path, monkeypatch):
