@@ -7,7 +7,7 @@ import jax
 import pytest
 from reference_cases import CASES, largest_difference, load_case
 
-from flax_rerank import FlaxAutoReranker, RerankerModelClass, ShardingRules
+from flax_rerank import FlaxAutoReranker, FlaxReranker, RerankerModelClass, ShardingRules
 from flax_rerank.jobs import JobOptions, score_files
 from flax_rerank.jobs.engines import LocalEngine, RayEngine, engine_of
 from flax_rerank.jobs.inputs_outputs import output_of, source_of
@@ -40,6 +40,17 @@ def test_files_are_scored_as_pairs_are(tmp_path, pairs, reranker):
         "passage_field": "passage",
         "output": ".jsonl",
     }
+
+
+def test_sigmoids_of_large_logits_stay_apart(tmp_path, pairs, reranker, monkeypatch):
+    bert = reranker("encoder-bert", {"max_length": 64, "normalize": True})
+    params = {**bert.params, "head.out_proj.bias": bert.params["head.out_proj.bias"] + 20}
+    model = FlaxReranker.from_spec(bert.spec, params, bert.mesh)
+    monkeypatch.setattr(FlaxAutoReranker, "from_finetuned", lambda *args, **kwargs: model)
+    score_files(str(BERT), JobOptions(input=pairs, output=tmp_path / "scores.jsonl"), normalize=True)
+    scores = [json.loads(line)["score"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert len(set(scores)) == 5
+    assert min(scores) > 0.999999  # where float32 rounds them to a few values
 
 
 def test_settings_are_kept_as_json_values(tmp_path, pairs, reranker, monkeypatch):
