@@ -2,6 +2,7 @@
 
 from flax_rerank.convert.load import (
     TorchCheckpoint,
+    architectures_of,
     family_of,
     model_class_of,
     open_checkpoint,
@@ -11,6 +12,7 @@ from flax_rerank.convert.load import (
 
 __all__ = [
     "TorchCheckpoint",
+    "architectures_of",
     "family_of",
     "model_class_of",
     "open_checkpoint",

@@ -13,13 +13,17 @@ def encoder_architecture(hf: HFConfig, *, position_offset: int) -> tuple[Encoder
     hf.only("is_decoder", False)
     hf.only("add_cross_attention", False)
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    config = EncoderConfig(
-        **{name: hf.take(name) for name in (*sizes, "max_position_embeddings", "type_vocab_size")},
-        layer_norm_eps=hf.take("layer_norm_eps", 1e-12),
-        hidden_act=hf.take("hidden_act", "gelu"),
-        position_offset=position_offset,
+    fields = {name: hf.take(name) for name in (*sizes, "max_position_embeddings", "type_vocab_size")} | {
+        "layer_norm_eps": hf.take("layer_norm_eps", 1e-12),
+        "hidden_act": hf.take("hidden_act", "gelu"),
+        "position_offset": position_offset,
+    }
+    hf.require(
+        position_offset < fields["max_position_embeddings"],
+        f"max_position_embeddings must be above {position_offset}, where positions start (pad_token_id + 1)",
     )
     hf.finish()
+    config = EncoderConfig(**fields)
     return config, Readout("first", "dense_tanh", layers=(config.num_hidden_layers,), heads=(0,))
 
 

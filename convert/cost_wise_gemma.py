@@ -15,6 +15,8 @@ def cost_wise_gemma_architecture(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
         hf.fault("layer_wise is false: such a checkpoint has no heads that score a pair")
     hf.take("tie_word_embeddings", None)  # the heads are matrices of their own, whatever it says
     first, every = hf.take("start_layer", 28), hf.take("layer_sep", 28)
+    depth = hf.take("num_hidden_layers")
+    hf.require(first <= depth, f"start_layer is {first}, num_hidden_layers is {depth}: no layer has a score")
     softcap = hf.given("final_logit_softcapping", LOGIT_SOFTCAP)
     config = gemma2_config(hf)
     layers = tuple(range(first, config.num_hidden_layers + 1, every))

@@ -17,7 +17,11 @@ def decoder_config(hf: HFConfig, *, head_dim: int | None = None, **switches: Any
     `head_dim` counts where config.json has none; by default the heads share the hidden size.
     """
     heads, hidden_size = hf.take("num_attention_heads"), hf.take("hidden_size")
-    head_dim = hf.take("head_dim", hidden_size // max(heads, 1) if head_dim is None else head_dim)
+    head_dim = hf.take("head_dim", hidden_size // heads if head_dim is None else head_dim)
+    hf.require(
+        head_dim % 2 == 0 and head_dim >= 4,
+        f"head_dim (by default hidden_size / num_attention_heads) is {head_dim}; it must be even and at least 4",
+    )
     hf.take("pretraining_tp", 1)  # splits products without changing them
     if "hidden_act" not in switches:
         switches["hidden_act"] = hf.take("hidden_act")
@@ -50,6 +54,10 @@ def sliding_windows(hf: HFConfig, slides: list[bool], default: int = 4096) -> tu
     unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
     if unknown:
         hf.fault(f"layer_types has {', '.join(unknown)}, which is not supported")
+    hf.require(
+        len(types) in (0, len(slides)),
+        f"layer_types has {len(types)} entries, num_hidden_layers is {len(slides)}",
+    )
     if types:
         slides = [kind == "sliding_attention" for kind in types]
     return tuple(window if slide else 0 for slide in slides) if window and any(slides) else ()
@@ -58,11 +66,16 @@ def sliding_windows(hf: HFConfig, slides: list[bool], default: int = 4096) -> tu
 def _rope(hf: HFConfig) -> tuple[float, RopeScaling | None]:
     """Base and scaling of the rotary embedding, from the fields of transformers 4 or 5."""
     theta = hf.take("rope_theta", 10000.0)
-    fields = dict(hf.take("rope_scaling", {})) | dict(hf.take("rope_parameters", {}))
-    theta = fields.pop("rope_theta", theta)
-    kinds = [fields.pop(name, None) for name in ("rope_type", "type")]
+    fields = hf.take("rope_scaling", {}) | hf.take("rope_parameters", {})
+
+    def pop(name: str, default: Any) -> Any:
+        value = hf.check(name, fields.pop(name, None), "rope scaling: ")
+        return default if value is None else value
+
+    theta = pop("rope_theta", theta)
+    kinds = [pop(name, None) for name in ("rope_type", "type")]
     kind: Any = next(filter(None, kinds), "default")
-    factor = fields.pop("factor", None)
+    factor = pop("factor", None)
     scaling = None
     if kind not in ("default", "linear", "dynamic", "llama3"):
         hf.fault(f"rope scaling {kind!r} is not supported; only linear, dynamic and llama3")
@@ -72,14 +85,18 @@ def _rope(hf: HFConfig) -> tuple[float, RopeScaling | None]:
         return theta, None
     if kind != "default":
         positions = hf.take("max_position_embeddings")
-        original = fields.pop("original_max_position_embeddings", positions)
+        original = pop("original_max_position_embeddings", positions)
         scaling = RopeScaling(
             kind=kind,
             factor=float(factor),
             # Of transformers' dynamic scaling only max_position_embeddings counts.
             original_max_position_embeddings=positions if kind == "dynamic" else original,
-            low_freq_factor=fields.pop("low_freq_factor", 1.0),
-            high_freq_factor=fields.pop("high_freq_factor", 1.0),
+            low_freq_factor=pop("low_freq_factor", 1.0),
+            high_freq_factor=pop("high_freq_factor", 1.0),
+        )
+        hf.require(
+            kind != "llama3" or scaling.low_freq_factor < scaling.high_freq_factor,
+            f"rope scaling 'llama3': high_freq_factor must be above low_freq_factor, {scaling.low_freq_factor}",
         )
     if fields:
         hf.fault(f"rope scaling has fields that are not understood: {', '.join(fields)}")

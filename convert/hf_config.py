@@ -1,13 +1,89 @@
 """Reading a Hugging Face config.json strictly: a field that is not understood is an error.
 
 A model that ignores a field which changes the result gives wrong scores. So each family takes the fields that it knows
-and says which values it supports; every other field must be on the list of those that cannot change a score.
+and says which values it supports; every other field must be on the list of those that cannot change a score. A field
+that is taken has the type and is in the range that `KINDS` says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 REQUIRED = object()
+MOST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field may hold: the condition and its words, and what stands in for a wrong value, so that the fields
+    after it are checked too before the error is raised."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    stand_in: Any
+
+
+def _whole(least: int, most: int) -> Kind:
+    return Kind(
+        f"a whole number from {least:,} to {most:,}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+        least,
+    )
+
+
+def _real(least: float, most: float) -> Kind:
+    return Kind(
+        f"a number from {least:g} to {most:g}",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most,
+        most,
+    )
+
+
+def _each(kind: Kind, *names: str) -> dict[str, Kind]:
+    return dict.fromkeys(names, kind)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+FLAG = Kind("true or false", lambda value: isinstance(value, bool), False)
+TEXT = Kind("a string", lambda value: isinstance(value, str), "")
+TEXTS = Kind("a list of strings", _is_texts, ())
+OBJECT = Kind("an object", lambda value: isinstance(value, dict), {})
+LABELS = Kind("an object or a list", lambda value: isinstance(value, dict | list), ())
+
+KINDS: Mapping[str, Kind] = {
+    **_each(_whole(1, 2**20), "hidden_size", "intermediate_size"),
+    **_each(_whole(1, 2**10), "num_hidden_layers", "layer_sep"),
+    **_each(_whole(0, 2**10), "start_layer", "max_window_layers"),
+    **_each(_whole(1, 2**12), "num_attention_heads", "num_key_value_heads", "head_dim"),
+    **_each(_whole(1, 2**24), "vocab_size"),
+    **_each(_whole(1, 2**16), "type_vocab_size"),
+    **_each(_whole(1, MOST), "max_position_embeddings", "original_max_position_embeddings"),
+    **_each(_whole(0, MOST), "sliding_window", "pad_token_id", "num_labels"),
+    **_each(_real(1e-30, 1), "layer_norm_eps", "rms_norm_eps"),
+    **_each(_real(1, 1e15), "rope_theta"),
+    **_each(_real(1e-6, 1e6), "factor", "low_freq_factor", "high_freq_factor", "query_pre_attn_scalar"),
+    **_each(_real(1e-6, 1e6), "scale_emb", "scale_depth", "dim_model_base"),
+    **_each(_real(1e-6, 1e6), "attn_logit_softcapping", "final_logit_softcapping"),
+    **_each(FLAG, "attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"),
+    **_each(FLAG, "layer_wise", "head_multi"),
+    **_each(TEXT, "hidden_act", "hidden_activation", "rope_type", "type", "model_type"),
+    **_each(TEXTS, "layer_types", "architectures"),
+    **_each(OBJECT, "rope_scaling", "rope_parameters"),
+    **_each(LABELS, "id2label"),
+}
+
+
+def fault_of(name: str, value: Any) -> str | None:
+    """Why a field cannot have this value, or None. Null is absence, which is of every kind."""
+    kind = KINDS.get(name)
+    if value is None or kind is None or kind.holds(value):
+        return None
+    return f"{name} is {short(value)}; it must be {kind.words}"
+
 
 NO_EFFECT_ON_SCORES = frozenset(
     """
@@ -36,41 +112,52 @@ class HFConfig:
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self._fields = fields
         self._known = set(NO_EFFECT_ON_SCORES)
-        self._faults: list[str] = []
+        self._faults: dict[str, None] = {}  # a field may be taken twice: each fault once, in order
 
     def take(self, name: str, default: Any = REQUIRED) -> Any:
         """The value of a field; null counts as absent. A missing field without a default is a fault."""
-        self._known.add(name)
-        value = self._fields.get(name)
+        value = self.given(name, None)
         if value is not None:
             return value
         if default is not REQUIRED:
             return default
         self.fault(f"{name} is missing")
-        return 0
+        return KINDS[name].stand_in
 
     def given(self, name: str, default: Any) -> Any:
         """The value of a field whose null has a meaning of its own, and is not the same as its absence."""
         self._known.add(name)
-        return self._fields.get(name, default)
+        return self.check(name, self._fields.get(name, default))
+
+    def check(self, name: str, value: Any, within: str = "") -> Any:
+        """The value of a field, or what stands in for one of another kind, which is a fault."""
+        fault = fault_of(name, value)
+        if fault is None:
+            return value
+        self.fault(within + fault)
+        return KINDS[name].stand_in
 
     def fault(self, message: str) -> None:
         """Add a message to the error that `finish` raises."""
-        self._faults.append(message)
+        self._faults[message] = None
+
+    def require(self, holds: bool, message: str) -> None:
+        """Add a message unless `holds`, a condition on several fields. It counts only where all fields before it are
+        right: else it may be about a value that stands in for a wrong one."""
+        if not holds and not self._faults:
+            self.fault(message)
 
     def only(self, name: str, *values: object) -> None:
         """Accept a field only if it is absent or has one of `values`, which are supported."""
         value = self.take(name, None)
         if value is not None and not any(value == known and type(value) is type(known) for known in values):
-            self.fault(f"{name} = {value!r} is not supported; only {', '.join(map(repr, values))}")
+            self.fault(f"{name} = {short(value)} is not supported; only {', '.join(map(repr, values))}")
 
     def finish(self) -> None:
         """Raise ValueError for the faults found and for fields that were not taken."""
-        self._faults += [
-            f"{name} = {value!r} is not understood and may change the scores"
-            for name, value in self._fields.items()
-            if name not in self._known and not _switched_off(value)
-        ]
+        for name, value in self._fields.items():
+            if name not in self._known and not _switched_off(value):
+                self.fault(f"{name} = {short(value)} is not understood and may change the scores")
         if self._faults:
             raise ValueError("config.json: " + "; ".join(self._faults))
 

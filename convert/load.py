@@ -18,6 +18,7 @@ from flax_rerank.convert.cost_wise_gemma import COST_WISE_GEMMA
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.gemma import GEMMA
 from flax_rerank.convert.gemma2 import GEMMA2
+from flax_rerank.convert.hf_config import fault_of
 from flax_rerank.convert.llama import LLAMA
 from flax_rerank.convert.minicpm import MINICPM
 from flax_rerank.convert.mistral import MISTRAL
@@ -44,22 +45,30 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a model?")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a JSON object")
     return config
 
 
+def architectures_of(hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """The architectures that a config.json names. ValueError if they are not a list of strings."""
+    fault = fault_of("architectures", hf.get("architectures"))
+    if fault is not None:
+        raise ValueError(f"config.json: {fault}")
+    return tuple(hf.get("architectures") or ())
+
+
 def model_class_of(hf: Mapping[str, Any]) -> str | None:
     """The `RerankerModelClass` value that a config.json plainly names by its architecture, or None."""
     classes = {name: value for family in FAMILIES for name, value in family.model_classes.items()}
-    return next((classes[name] for name in hf.get("architectures") or () if name in classes), None)
+    return next((classes[name] for name in architectures_of(hf) if name in classes), None)
 
 
 def refuse_embedding_model(hf: Mapping[str, Any]) -> None:
     """Raise ValueError for a config.json of a model without a head."""
-    bodies = [name for name in hf.get("architectures") or () if name.endswith("Model")]
+    bodies = [name for name in architectures_of(hf) if name.endswith("Model")]
     if bodies:
         raise ValueError(f"{bodies[0]} is an embedding model: it has no head that could score a pair")
 
@@ -68,14 +77,17 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     """The family that covers a config.json.
 
     Raises:
-        ValueError: an embedding model, or a head with more than one label.
+        ValueError: an embedding model, a head with more than one label, or fields of another type.
         NotImplementedError: an architecture that is not covered.
     """
-    architectures = tuple(hf.get("architectures") or ())
+    architectures = architectures_of(hf)
     refuse_embedding_model(hf)
+    faults = list(filter(None, (fault_of(name, hf.get(name)) for name in ("model_type", "id2label", "num_labels"))))
+    if faults:
+        raise ValueError("config.json: " + "; ".join(faults))
     labels = len(hf.get("id2label") or ()) or hf.get("num_labels")
     if labels not in (None, 1) and any("SequenceClassification" in name for name in architectures):
-        raise ValueError(f"a reranker has a head with one label; config.json has {labels}")
+        raise ValueError(f"a reranker has a head with one label; config.json has {labels} (id2label, num_labels)")
     for family in FAMILIES:
         if any(name in family.model_classes for name in architectures):
             return family

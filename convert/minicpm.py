@@ -19,11 +19,13 @@ def minicpm_architecture(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
     kind, per_layer = hf.take("head_type", "simple"), hf.take("head_multi", True)
     divisor = hf.take("hidden_size") / hf.take("dim_model_base", 1)
     tied = hf.take("tie_word_embeddings", True) and kind == "raw" and not per_layer
-    layers = tuple(range(hf.take("start_layer", 8), depth + 1))
+    first = hf.take("start_layer", 8)
+    hf.require(first <= depth, f"start_layer is {first}, num_hidden_layers is {depth}: no layer has a score")
+    layers = tuple(range(first, depth + 1))
     config = decoder_config(
         hf,
         embedding_scale=float(hf.take("scale_emb", 1)),
-        residual_scale=hf.take("scale_depth", 1) / max(depth, 1) ** 0.5,
+        residual_scale=hf.take("scale_depth", 1) / depth**0.5,
         **attention_bias(hf),
     )
     return config, Readout(

@@ -89,7 +89,7 @@ class Spec:
         if positions is not None and template.max_tokens > positions:
             raise ValueError(
                 f"max_length {settings.max_length} makes inputs of up to {template.max_tokens} tokens with all "
-                f"that is put around query and passage; the model has {positions} positions"
+                f"that is put around query and passage; the model has {positions} positions (max_position_embeddings)"
             )
         return template
 

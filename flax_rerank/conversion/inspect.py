@@ -49,15 +49,19 @@ class Inspection:
     def loads(self) -> bool:
         return not self.reasons
 
+    def add(self, *reasons: str) -> None:
+        """Add reasons, those that are not there yet."""
+        self.reasons += [reason for reason in reasons if reason not in self.reasons]
+
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:
         """An error while `what` is read becomes a reason."""
         try:
             yield
         except CheckpointError as error:
-            self.reasons += error.faults
+            self.add(*error.faults)
         except (ValueError, OSError, NotImplementedError, ImportError) as error:
-            self.reasons.append(str(error))
+            self.add(str(error))
         except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
             self.reasons.append(f"{what} holds something unexpected: {error!r}")
 
@@ -87,7 +91,7 @@ def inspect_folder(path: Path, *, check: bool = False) -> Inspection:
         raise ValueError(f"{path} is not a Flax checkpoint: it has no manifest to check")
     if check:
         with found.noting(MANIFEST):
-            found.reasons += [fault for fault in checkpoint.verify_manifest(path) if fault not in found.reasons]
+            found.add(*checkpoint.verify_manifest(path))
     return found
 
 
@@ -115,7 +119,7 @@ def _inspect_checkpoint(path: Path, config: Mapping[str, Any], is_flax: bool, fo
         facts["format"] = f"Flax, version {config['format_version']}"
         checkpoint.require_known_format(path, config)
         hf = config["source_config"]
-    facts["architecture"] = ", ".join(hf.get("architectures") or ()) or hf.get("model_type")
+    facts["architecture"] = ", ".join(convert.architectures_of(hf)) or hf.get("model_type")
     with found.noting("config.json"):
         if is_flax:
             facts["class"] = RERANKER_CLASS_MAPPING[RerankerModelClass(config["model_class"])].__name__
@@ -148,10 +152,10 @@ def _inspect_checkpoint(path: Path, config: Mapping[str, Any], is_flax: bool, fo
                 facts["converted"] = f"{manifest.get('date')}, by {manifest.get('converter')}"
     with found.noting("a tokenizer file"):
         Tokenizer.from_folder(path)
-    if found.loads:  # open it as the constructor does, which checks more
-        with found.noting("config.json"), warnings.catch_warnings(action="ignore"):
-            spec = auto.find_spec(str(path))
-            resolve(spec, spec.settings)
+    # Open it as the constructor does, which checks more.
+    with found.noting("config.json"), warnings.catch_warnings(action="ignore"):
+        spec = auto.find_spec(str(path))
+        resolve(spec, spec.settings)
 
 
 def _read_architecture(

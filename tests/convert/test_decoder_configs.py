@@ -287,9 +287,44 @@ def test_an_unknown_activation_is_refused_by_name():
         config_of("decoder-llama", hidden_act="mish")
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("decoder-llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it must be a whole number"),
+        ("decoder-llama", {"num_hidden_layers": True}, "num_hidden_layers is True; it must be a whole number from 1"),
+        ("decoder-llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must be a number from 1e-30 to 1"),
+        (
+            "decoder-llama",
+            {"hidden_size": 4, "head_dim": None},
+            "hidden_size / num_attention_heads.* is 1; it must be even",
+        ),
+        ("decoder-llama", {"head_dim": 7}, "head_dim .* is 7; it must be even"),
+        ("decoder-llama", {"rope_scaling": {"type": "linear", "factor": "2"}}, "rope scaling: factor is '2'"),
+        ("decoder-llama3-rope", {"rope_scaling": {"type": "llama3", "factor": 2}}, "high_freq_factor must be above"),
+        ("decoder-qwen3", {"layer_types": ["full_attention"]}, "layer_types has 1 entries, num_hidden_layers is 2"),
+        (
+            "decoder-llama",
+            {"architectures": "LlamaForCausalLM"},
+            "architectures is 'Llama.*'; it must be a list of strings",
+        ),
+        ("decoder-llama", {"id2label": 1}, "id2label is 1; it must be an object"),
+        ("encoder-xlmr", {"pad_token_id": 513}, "max_position_embeddings must be above 514"),
+        ("layerwise-minicpm", {"start_layer": 7}, "start_layer is 7, num_hidden_layers is 6"),
+        ("lightweight-gemma2", {"start_layer": 7}, "start_layer is 7, num_hidden_layers is 6"),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_is_refused_by_name(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(name, **changes)
+
+
 def test_all_faults_are_told_at_once():
     with pytest.raises(ValueError, match=r"'yarn'.*attention_sinks = 4.*logit_bias = 2"):
         config_of("decoder-qwen2", rope_scaling={"type": "yarn", "factor": 2}, attention_sinks=4, logit_bias=2)
+    with pytest.raises(
+        ValueError, match=r"^config.json: num_attention_heads is 0; [^;]*; hidden_size is '32'; [^;]*$"
+    ):
+        config_of("decoder-qwen2", hidden_size="32", num_attention_heads=0)
 
 
 @pytest.mark.parametrize("fields", [{"architectures": ["PhiForCausalLM"]}, {"model_type": "phi"}])

@@ -113,8 +113,8 @@ def test_all_reasons_are_given_at_once(torch):
         ({"hidden_act": "tanhshrink"}, "tanhshrink"),
         ({"num_hidden_layers": None}, "config.json: num_hidden_layers is missing"),
         ({"hidden_size": 48}, "the config asks for"),
-        ({"hidden_size": "32"}, "config.json holds something unexpected"),
-        ({"num_attention_heads": 0}, "config.json holds something unexpected"),
+        ({"hidden_size": "32"}, "config.json: hidden_size is '32'; it must be a whole number from 1 to 1,048,576"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be a whole number from 1"),
         ({"architectures": None, "model_type": "bert"}, "does not say which kind of reranker it is"),
         ({"max_position_embeddings": 128}, "has shape [512, 32], the config asks for [128, 32]"),
     ],
@@ -131,7 +131,7 @@ def test_too_few_positions_for_the_class_are_a_reason(torch):
     change_config(torch, max_position_embeddings=128)
     assert inspect_folder(torch).reasons == [
         "max_length 512 makes inputs of up to 512 tokens with all that is put around query and passage; "
-        "the model has 128 positions"
+        "the model has 128 positions (max_position_embeddings)"
     ]
 
 
