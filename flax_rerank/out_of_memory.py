@@ -1,4 +1,4 @@
-"""How a device that runs out of memory is told from other errors of XLA."""
+"""Tells a device that runs out of memory from other errors of XLA."""
 
 import jax
 
