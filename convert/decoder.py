@@ -56,7 +56,7 @@ def sliding_windows(hf: HFConfig, slides: list[bool], default: int = 4096) -> tu
         hf.fault(f"layer_types has {', '.join(unknown)}, which is not supported")
     hf.require(
         len(types) in (0, len(slides)),
-        f"layer_types has {len(types)} entries, num_hidden_layers is {len(slides)}",
+        f"layer_types has length {len(types)}, num_hidden_layers is {len(slides)}",
     )
     if types:
         slides = [kind == "sliding_attention" for kind in types]

@@ -133,12 +133,12 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
                 updates[target] = LowRank(partner, name, _scale(config, module, shape[1]), transposed)
                 merged = (shape[0], tensors[partner][1])
                 if shapes.get(target) != (merged[::-1] if transposed else merged):
-                    there = list(shapes[target]) if target in shapes else "not there"
+                    there = list(shapes[target]) if target in shapes else "missing"
                     faults.append(f"{name} and its partner make {list(merged)}, {target} is {there}")
         elif shapes.get(f"{module}.{kind}") == shape:
             replaced[f"{module}.{kind}"] = name
         else:
-            faults.append(f"tensor {name} {list(shape)} fits nothing in the checkpoint")
+            faults.append(f"tensor {name} {list(shape)} matches no tensor of the checkpoint")
     faults += [
         f"it changes {name}, which the model does not use"
         for name in {**updates, **replaced}

@@ -36,7 +36,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | np.integer) and not isinstance(value, bool)
     if kind is float:
         return isinstance(value, int | float | np.floating) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is Sequence:
+    if kind in (Sequence, tuple):
         is_list = isinstance(value, list | tuple | range | np.ndarray)
         return is_list and all(fits(each, arguments[0]) for each in value)
     return isinstance(value, kind)
@@ -56,7 +56,7 @@ def _in_words(hint: Any) -> str:
         return " or ".join(map(_in_words, arguments))
     if kind is Literal:
         return " or ".join(map(repr, arguments))
-    if kind is Sequence:
+    if kind in (Sequence, tuple):
         return f"a list of {_in_words(arguments[0])}"
     return "None" if kind is types.NoneType else kind.__name__
 

@@ -1,7 +1,7 @@
 """A `Spec`: all that is known of a reranker before a weight is read."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from flax_rerank.convert import TorchCheckpoint
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.dtypes import DTypes
+from flax_rerank.field_types import fits
 from flax_rerank.hub import HubError, local_folder, model_name
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
@@ -161,7 +162,7 @@ def describe(
     stored: Mapping[str, Any] = {}
     hf = config
     if is_flax:
-        named, stored, hf = _read_flax(folder or Path(name), config)
+        named, stored, hf = read_flax_config(folder or Path(name), config)
         if model_class not in (None, named):
             raise ValueError(f"{folder or name} is a reranker of the kind {named.value}, not {model_class.value}")
     value = convert.model_class_of(hf)
@@ -198,8 +199,8 @@ def describe(
         rows = tuple(config.get("head_tokens", ()))
         if rows and rows != readout.tokens:
             raise ValueError(
-                f"{folder} has the rows of the tokens {rows} of the source's head, the prompt format reads "
-                f"{readout.tokens}: convert the source again with this prompt_format"
+                f"{folder} has the rows of the tokens {rows} of the source's head (head_tokens), the prompt "
+                f"format reads {readout.tokens}: convert the source again with this prompt_format"
             )
     if isinstance(given, LightweightSettings) and given.attention_softcap == "reference":
         shape = replace(shape, attention_softcap=None)
@@ -218,7 +219,7 @@ def describe(
     )
 
 
-def _read_flax(
+def read_flax_config(
     folder: Path, config: Mapping[str, Any]
 ) -> tuple[RerankerModelClass, Mapping[str, Any], Mapping[str, Any]]:
     """The kind, the settings and the source's config.json that the config.json of a Flax checkpoint holds.
@@ -236,9 +237,19 @@ def _read_flax(
     value = config.get("model_class")
     if value not in kinds:
         faults.append(f"config.json: model_class is {value!r}; it must be one of {', '.join(kinds)}")
+    if not fits(config.get("head_tokens", []), Sequence[int]):
+        faults.append("config.json: head_tokens must be a list of whole numbers")
+    if not faults and not {"architectures", "model_type"} & config["source_config"].keys():
+        faults.append("config.json: source_config names no architecture")
     if faults:
         raise CheckpointError(folder, faults)
     kind = RerankerModelClass(value)
+    kept = {field.name for field in fields(SETTINGS[kind]) if field.metadata["kept"]}
+    faults = [
+        f"config.json: scoring: {name} is not a setting of the model" for name in config["scoring"] if name not in kept
+    ]
+    if faults:
+        raise CheckpointError(folder, faults)
     try:
         SETTINGS[kind](**config["scoring"])
     except (TypeError, ValueError) as error:

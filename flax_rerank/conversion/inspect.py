@@ -25,6 +25,7 @@ from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError
 from flax_rerank.rerankers.call import resolve
 from flax_rerank.settings import RerankerModelClass
+from flax_rerank.spec import read_flax_config
 from flax_rerank.text.tokenizer import Tokenizer
 
 FIELDS = {  # facts that are fields of the model's config
@@ -116,13 +117,12 @@ def _inspect_checkpoint(path: Path, config: Mapping[str, Any], is_flax: bool, fo
     hf, facts = config, found.facts
     facts["format"] = "PyTorch"
     if is_flax:
-        facts["format"] = f"Flax, version {config['format_version']}"
-        checkpoint.require_known_format(path, config)
-        hf = config["source_config"]
+        facts["format"] = f"Flax, version {config.get('format_version')}"
+        kind, _, hf = read_flax_config(path, config)
     facts["architecture"] = ", ".join(convert.architectures_of(hf)) or hf.get("model_type")
     with found.noting("config.json"):
         if is_flax:
-            facts["class"] = RERANKER_CLASS_MAPPING[RerankerModelClass(config["model_class"])].__name__
+            facts["class"] = RERANKER_CLASS_MAPPING[kind].__name__
         else:
             by_name, by_config = auto.class_of_name(str(path)), convert.model_class_of(hf)
             facts["class_by_name"] = by_name.__name__ if by_name else "not in the mapping"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Literal
 
+from flax_rerank.field_types import check_field_types
 from flax_rerank.text.tokenizer import Tokenizer
 
 Ids = tuple[int, ...]
@@ -38,6 +39,7 @@ class PromptFormat:
     negative: str | None = None
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         for name in ("prefix", "middle", "suffix"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, as JSON has it
 

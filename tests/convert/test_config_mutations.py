@@ -1,6 +1,7 @@
 """A config.json with a field of another type or size is read, or refused by the name of that field."""
 
 import copy
+import dataclasses
 import json
 import math
 import random
@@ -10,8 +11,11 @@ import pytest
 from reference_cases import CASES
 
 from flax_rerank.auto import find_spec
+from flax_rerank.conversion import convert
 from flax_rerank.conversion.inspect import inspect_folder
 from flax_rerank.rerankers.call import resolve
+from flax_rerank.settings import SETTINGS, RerankerModelClass
+from flax_rerank.text.prompts import PromptFormat, find_prompt_format
 from flax_rerank.text.tokenizer import FILES
 
 FAMILIES = (
@@ -70,9 +74,9 @@ def refusal(folder):
 def names(message, place):
     """Whether a message names the field, or the one that holds it."""
     words = [name.rstrip("s") for name in place]
-    if place[0] in ("rope_scaling", "rope_parameters"):  # without a dynamic one, there are fewer positions
+    if {"rope_scaling", "rope_parameters"} & {*place}:  # without a dynamic one, there are fewer positions
         words += ["rope scaling", "max_position_embeddings"]
-    return any(word in message for word in words)
+    return any(word in message or word.replace("_", " ") in message for word in words)
 
 
 def tokenizer_of(source, folder):
@@ -90,6 +94,29 @@ def test_a_field_of_another_value_is_read_or_refused_by_name(tmp_path, name):
     folder = tokenizer_of(CASES / name, tmp_path / "model")
     places = [*places_in(fields), *((extra,) for extra in OPTIONAL if extra not in fields)]
     for place, value, config in mutations(fields, places, 30):
+        (folder / "config.json").write_text(json.dumps(config))
+        message = refusal(folder)
+        assert message is None or names(message, place), (place, value, message)
+        reasons = inspect_folder(folder).reasons
+        assert not [reason for reason in reasons if "something unexpected" in reason], (place, value, reasons)
+        assert message is None or any(names(reason, place) for reason in reasons), (place, value, reasons)
+
+
+@pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
+@pytest.mark.filterwarnings("ignore:passage_max_length:UserWarning")
+@pytest.mark.parametrize("name", ["encoder-bert", "decoder-llama", "layerwise-minicpm", "lightweight-sep"])
+def test_a_field_of_a_flax_checkpoint_is_read_or_refused_by_name(tmp_path, name):
+    folder = tmp_path / "model"
+    convert(str(CASES / name), folder, max_length=64)
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    setting_fields = dataclasses.fields(SETTINGS[RerankerModelClass(fields["model_class"])])
+    places = [*places_in(fields), *(("scoring", field.name) for field in setting_fields)]
+    if name == "decoder-llama":
+        places += [("scoring", "prompt_format", field.name) for field in dataclasses.fields(PromptFormat)]
+        fields["scoring"]["prompt_format"] = dataclasses.asdict(find_prompt_format("flag-llm"))
+    for place, value, config in mutations(fields, places, 25):
+        if place == ("format",):
+            continue  # then it is not a Flax checkpoint
         (folder / "config.json").write_text(json.dumps(config))
         message = refusal(folder)
         assert message is None or names(message, place), (place, value, message)

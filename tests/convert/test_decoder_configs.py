@@ -301,7 +301,7 @@ def test_an_unknown_activation_is_refused_by_name():
         ("decoder-llama", {"head_dim": 7}, "head_dim .* is 7; it must be even"),
         ("decoder-llama", {"rope_scaling": {"type": "linear", "factor": "2"}}, "rope scaling: factor is '2'"),
         ("decoder-llama3-rope", {"rope_scaling": {"type": "llama3", "factor": 2}}, "high_freq_factor must be above"),
-        ("decoder-qwen3", {"layer_types": ["full_attention"]}, "layer_types has 1 entries, num_hidden_layers is 2"),
+        ("decoder-qwen3", {"layer_types": ["full_attention"]}, "layer_types has length 1, num_hidden_layers is 2"),
         (
             "decoder-llama",
             {"architectures": "LlamaForCausalLM"},

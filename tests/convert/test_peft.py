@@ -261,11 +261,11 @@ def test_all_that_does_not_fit_is_told_at_once(base, tmp_path):
     named = (
         f"{Q1}.lora_B.weight is missing",
         f"{V1}.lora_A.weight is missing",
-        "model.layers.7.self_attn.q_proj.weight is not there",
+        "model.layers.7.self_attn.q_proj.weight is missing",
         f"{DOWN1}.weight is [32, 64]",
         "model.layers.0.mlp.up_proj",
-        "model.norm.weight [31] fits nothing",
-        f"{Q0}.lora_magnitude_vector [32] fits nothing",
+        "model.norm.weight [31] matches no tensor",
+        f"{Q0}.lora_magnitude_vector [32] matches no tensor",
     )
     for text in named:
         assert sum(text in fault for fault in error.value.faults) == 1, text
