@@ -1,4 +1,4 @@
-"""TREC runs: which passages are reranked, and what is told before scoring starts."""
+"""TREC runs: which passages are reranked, and which errors come before scoring starts."""
 
 import gzip
 import json
