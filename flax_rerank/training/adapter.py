@@ -87,6 +87,8 @@ def save_adapter(
 def _refuse(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
-    foreign = [entry.name for entry in path.iterdir() if entry.name not in (CONFIG, WEIGHTS)] if path.is_dir() else ["it"]
+    foreign = (
+        [entry.name for entry in path.iterdir() if entry.name not in (CONFIG, WEIGHTS)] if path.is_dir() else ["it"]
+    )
     if foreign or not overwrite:
         raise FileExistsError(f"{path} exists and is not replaced: move it away first")

@@ -1,9 +1,7 @@
 """Train a reranker: a run that can be stopped at any time and goes on exactly as it would have."""
 
-import json
 import logging
 import math
-import shutil
 import sys
 import time
 from collections import deque
@@ -129,8 +127,9 @@ class _Run:
         stored = computed if settings.use_lora else DTYPES["float32"]
         self.dtypes = DTypes(stored=stored, computed=computed)
         groups = settings.per_device_train_batch_size * self.mesh.shape[DATA]
+        paths = [data] if isinstance(data, str | PathLike) else data
         self.data: TrainingData = open_data(
-            data, self.spec, settings, groups_per_micro=groups, max_steps=settings.max_steps
+            paths, self.spec, settings, groups_per_micro=groups, max_steps=settings.max_steps, loss=settings.loss
         )
         self.steps = self.data.steps
         self.evaluation = None if settings.eval_data is None else open_set(settings.eval_data)
@@ -147,13 +146,8 @@ class _Run:
             folder = self.out / "checkpoints"
             folder.mkdir(exist_ok=True)
             shapes = {path: array.shape for path, array in self.trained.items()}
-            self.checkpoints = stack.enter_context(
-                closing(
-                    Checkpoints(
-                        folder, self.step, shapes, self.settings.save_total_limit, self.settings.metric_for_best_model
-                    )
-                )
-            )
+            limit = self.settings.save_total_limit
+            self.checkpoints = stack.enter_context(closing(Checkpoints(folder, self.step, shapes, limit, self._best)))
             done = self.checkpoints.latest or 0
             state = self.step.init(self.trained) if done == 0 else self.checkpoints.restore(done)
             del self.trained
@@ -284,12 +278,18 @@ class _Run:
         self.reports.write(step, measures)
         logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in measures.items()))
         if step:
-            self.checkpoints.save(step, state, measures)
+            self.checkpoints.save(step, state)
+
+    def _best(self) -> int | None:
+        """The step whose evaluation was the best one; None before the first, and the model as it came is left out."""
+        name = self.settings.metric_for_best_model
+        found = [(point[name], point["step"]) for point in self.evaluations.points if point["step"]]
+        return max(found)[1] if found else None
 
     def _stops_early(self) -> bool:
-        patience, name = self.settings.early_stopping_patience, self.settings.metric_for_best_model
-        values = [point[name] for point in self.evaluations.points]
-        return patience is not None and bool(values) and len(values) - 1 - int(np.argmax(values)) >= patience
+        patience, best = self.settings.early_stopping_patience, self._best()
+        later = sum(point["step"] > best for point in self.evaluations.points) if best else 0
+        return patience is not None and later >= patience
 
     def _reranker_of(self, state: State) -> AbsReranker:
         """A reranker with the present parameters, merged."""
@@ -301,7 +301,7 @@ class _Run:
 
     def _finish(self, state: State, done: int) -> TrainingResult:
         """Write the model, and what else is asked for."""
-        best, step = self.checkpoints.best, done
+        best, step = self._best(), done
         if self.settings.load_best_model_at_end and best is not None and best != done:
             state, step = self.checkpoints.restore(best), best
         reranker = self._reranker_of(state)
@@ -333,7 +333,7 @@ class _Meter:
 
     def add(self, step: int, figures: Mapping[str, float], info: BatchInfo) -> None:
         self._groups += info.groups
-        self._tokens += info.tokens
+        self._tokens += info.real_tokens
         self._computed += info.computed_tokens
         self._bar.update()
         if step % self._every:
