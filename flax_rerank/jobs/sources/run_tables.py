@@ -63,7 +63,7 @@ class RunTables:
             last, number = None, 0
             for line_number, line in numbered_lines(run):
                 try:
-                    qid, docid, rank, score = parse_line(line)
+                    qid, docid, rank, score = _parse(line)
                 except ValueError as error:
                     raise ValueError(f"{run}:{line_number}: {error}") from error
                 if qid != last:
@@ -111,7 +111,7 @@ class RunTables:
             raise ValueError(f"{path} has no text for {count} {role} id{'s' * (count > 1)} of the run: {named}{more}")
 
 
-def parse_line(line: bytes) -> tuple[str, str, int, float]:
+def _parse(line: bytes) -> tuple[str, str, int, float]:
     """Query id, document id, rank and score of a line."""
     columns = line.decode("utf-8").split()
     if len(columns) != 6:

@@ -49,7 +49,8 @@ def open_data(
     if rows:
         sources.append(RowSource(MemoryRows(rows)))
     if settings.train_run is not None:
-        sources.append(TrecSource(*(getattr(settings, name) for name in TREC_FILES), settings.train_top_k))
+        run, qrels, queries, corpus = (getattr(settings, name) for name in TREC_FILES)
+        sources.append(TrecSource(run, qrels, queries, corpus, settings.train_top_k))
     if not sources:
         raise ValueError("there is no training data: give files of examples, or a TREC run")
     return TrainingData(

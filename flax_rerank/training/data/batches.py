@@ -91,7 +91,8 @@ class TrainingData:
         self._check_examples(loss)
         self._step_groups = groups_per_micro * settings.gradient_accumulation_steps
         self.steps_per_epoch = -(-self.examples // self._step_groups)
-        self.steps = max_steps or math.ceil(settings.num_train_epochs * self.steps_per_epoch)
+        epochs = math.ceil(settings.num_train_epochs * self.steps_per_epoch)
+        self.steps = epochs if max_steps is None else max_steps
         self._window = 1
         if settings.group_by_length:
             self._window = min(max(WINDOW_GROUPS // self._step_groups, 1), WINDOW)
@@ -213,4 +214,4 @@ class TrainingData:
             steps = np.split(longest, range(self._step_groups, len(longest), self._step_groups))
         lengths = np.asarray([step.max() for step in steps])
         top = min(-(-int(lengths.max()) // GRID) * GRID, self._limit)
-        return sorted({*fit_lengths(lengths, top, LENGTHS - (top < self._limit)), self._limit})
+        return sorted({*fit_lengths(lengths, top, LENGTHS if top == self._limit else LENGTHS - 1), self._limit})

@@ -78,6 +78,9 @@ def check(example: Example, *, teacher: bool, max_label: float, positive: bool) 
         fail("a teacher score is not a finite number")
 
 
+OWN = ("prompt", "query_prompt", "passage_prompt")
+
+
 def _flag(record: Mapping[str, Any], where: str) -> Example:
     """FlagEmbedding's rows: query, pos, neg, pos_scores, neg_scores, prompt, query_prompt, passage_prompt."""
     positives, negatives = _strings(record, "pos"), _strings(record, "neg") if _has(record, "neg") else []
@@ -91,14 +94,9 @@ def _flag(record: Mapping[str, Any], where: str) -> Example:
                     f'"{name}_scores" has {len(scores)} scores, "{name}" has {len(passages)} passages: give one each'
                 )
             teacher += scores
-    return Example(
-        where,
-        _string(record, "query"),
-        positives + negatives,
-        [1.0] * len(positives) + [0.0] * len(negatives),
-        teacher,
-        **{name: _string(record, name) for name in ("prompt", "query_prompt", "passage_prompt") if _has(record, name)},
-    )
+    own: dict[str, Any] = {name: _string(record, name) for name in OWN if _has(record, name)}
+    labels = [1.0] * len(positives) + [0.0] * len(negatives)
+    return Example(where, _string(record, "query"), positives + negatives, labels, teacher, **own)
 
 
 def _triplet(record: Mapping[str, Any], where: str) -> Example:
