@@ -8,6 +8,7 @@ COMMANDS = {
     "convert": "convert a PyTorch checkpoint to a Flax checkpoint, or back",
     "inspect": "say what a checkpoint folder is, and whether it would load",
     "plan": "find the mesh on which a model scores a job fastest; needs no TPU",
+    "train": "fine-tune a reranker; can be stopped at any time and started again",
     "score": "score pairs, or rerank a TREC run; can be stopped at any time and started again",
 }
 

@@ -63,7 +63,7 @@ class RunTables:
             last, number = None, 0
             for line_number, line in numbered_lines(run):
                 try:
-                    qid, docid, rank, score = _parse(line)
+                    qid, docid, rank, score = parse_run_line(line)
                 except ValueError as error:
                     raise ValueError(f"{run}:{line_number}: {error}") from error
                 if qid != last:
@@ -111,8 +111,8 @@ class RunTables:
             raise ValueError(f"{path} has no text for {count} {role} id{'s' * (count > 1)} of the run: {named}{more}")
 
 
-def _parse(line: bytes) -> tuple[str, str, int, float]:
-    """Query id, document id, rank and score of a line."""
+def parse_run_line(line: bytes) -> tuple[str, str, int, float]:
+    """Query id, document id, rank and score of a line of a run. Raises ValueError for another line."""
     columns = line.decode("utf-8").split()
     if len(columns) != 6:
         raise ValueError(f"{len(columns)} columns where there should be 6: qid Q0 docid rank score tag")

@@ -1,0 +1,145 @@
+"""Test sets: queries, passages, judgments and candidates."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Literal
+
+from flax_rerank.evaluation.bm25 import BM25
+from flax_rerank.evaluation.trec import Qrels, Run, read_qrels, read_run
+from flax_rerank.jobs import files
+from flax_rerank.jobs.sources.texts import beir_files, read_texts
+
+File = str | PathLike[str]
+Candidates = Literal["judged", "run", "bm25"]
+CANDIDATES: tuple[Candidates, ...] = ("judged", "run", "bm25")
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A test set. All is by id: "qid" is a query's, "docid" a passage's.
+
+    Attributes:
+        queries: the text of each judged query.
+        passages: the text (title and text with a space between) of each candidate.
+        qrels: how relevant passages are to a query: 0 is not relevant.
+        candidates: the passages to rank for each judged query, those of the first stage in its order.
+        first_stage: the first stage's scores of the candidates that it found, if there is a first stage.
+    """
+
+    queries: Mapping[str, str]
+    passages: Mapping[str, str]
+    qrels: Qrels
+    candidates: Mapping[str, Sequence[str]]
+    first_stage: Run | None = None
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The pairs of query and passage to score, query by query."""
+        return [(self.queries[qid], self.passages[docid]) for qid, docid in self._ids()]
+
+    def run_of(self, scores: Sequence[float]) -> dict[str, dict[str, float]]:
+        """The run that scores of `pairs` make. Raises ValueError for another number of scores than of pairs."""
+        ids = self._ids()
+        if len(scores) != len(ids):
+            raise ValueError(f"{len(scores)} scores for {len(ids)} pairs")
+        run: dict[str, dict[str, float]] = {qid: {} for qid in self.candidates}
+        for (qid, docid), score in zip(ids, scores, strict=True):
+            run[qid][docid] = float(score)
+        return run
+
+    def _ids(self) -> list[tuple[str, str]]:
+        return [(qid, docid) for qid, docids in self.candidates.items() for docid in docids]
+
+
+def open_set(
+    path: File | None = None,
+    *,
+    queries: File | None = None,
+    corpus: File | None = None,
+    qrels: File | None = None,
+    run: File | None = None,
+    split: str | None = None,
+    candidates: Candidates | None = None,
+    top_k: int = 100,
+    always_rerank_positives: bool = False,
+) -> EvaluationSet:
+    """Read a test set.
+
+    Args:
+        path: a BEIR folder: queries.jsonl, corpus.jsonl, qrels/*.tsv, and run.txt if it has one.
+        queries: .jsonl (BEIR) or .tsv. This file and the next ones take the place of the folder's.
+        corpus: as `queries`.
+        qrels: TREC's lines of "qid 0 docid relevance", or BEIR's of qid, docid and relevance.
+        run: a TREC run.
+        split: which of the folder's qrels; by default test, or the only one.
+        candidates: what is ranked: the judged passages, the run's, or those that BM25 finds in the corpus. By default
+            the run's, or the judged ones if there is no run.
+        top_k: how many candidates a query has at most, if they come from the run or BM25.
+        always_rerank_positives: add the relevant passages that the run or BM25 missed, as NanoBEIR's protocol does.
+
+    Raises:
+        ValueError: a line at fault, as "path:line: reason"; an id without text; options that contradict each other.
+        FileNotFoundError: a file that the folder should have.
+        ImportError: bm25s is not installed, which candidates by BM25 need.
+    """
+    if path is not None:
+        folder = str(path)
+        if queries is None or corpus is None:
+            found = beir_files(folder)
+            queries, corpus = queries or found[0], corpus or found[1]
+        qrels = qrels or _qrels_of(folder, split)
+        if run is None and candidates in (None, "run") and "run.txt" in files.sizes(folder):
+            run = f"{folder}/run.txt"
+    if queries is None or corpus is None or qrels is None:
+        raise ValueError("a test set needs a BEIR folder, or queries, corpus and qrels")
+    if candidates is None:
+        candidates = "judged" if run is None else "run"
+    if candidates == "run" and run is None:
+        raise ValueError("candidates of a run need a run")
+    if candidates not in CANDIDATES:
+        raise ValueError(f"candidates is {candidates!r}; it must be one of {', '.join(CANDIDATES)}")
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    judged = read_qrels(str(qrels))
+    texts = _texts(str(queries), judged, "query", str(qrels))
+    passages: dict[str, str] | None = None
+    first_stage: Run | None = None
+    if candidates == "run":
+        ranked = read_run(str(run), top_k)
+        first_stage = {qid: ranked.get(qid, {}) for qid in judged}
+    elif candidates == "bm25":
+        passages = {docid: text for _, docid, text in read_texts(str(corpus), titles=True)}
+        index = BM25(passages)
+        first_stage = {qid: index.search(texts[qid], top_k) for qid in judged}
+    chosen = {qid: list(docids) for qid, docids in (judged if first_stage is None else first_stage).items()}
+    if always_rerank_positives and first_stage is not None:
+        for qid, docids in chosen.items():
+            docids += [
+                docid for docid, relevance in judged[qid].items() if relevance > 0 and docid not in first_stage[qid]
+            ]
+    wanted = {docid for docids in chosen.values() for docid in docids}
+    if passages is None:
+        passages = _texts(str(corpus), wanted, "passage", str(run if candidates == "run" else qrels))
+    return EvaluationSet(texts, passages, judged, chosen, first_stage)
+
+
+def _texts(path: str, wanted: Collection[str], role: str, source: str) -> dict[str, str]:
+    """The texts of these ids, which come from a file `source`. Raises ValueError for one without text."""
+    texts = {name: text for _, name, text in read_texts(path, titles=role == "passage") if name in wanted}
+    missing = sorted(set(wanted) - set(texts))
+    if missing:
+        named = ", ".join(map(repr, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
+        raise ValueError(f"{path} has no text for {len(missing)} {role} ids of {source}: {named}")
+    return texts
+
+
+def _qrels_of(folder: str, split: str | None) -> str:
+    """The file of judgments of a BEIR folder."""
+    found = [name.removesuffix(".tsv") for name in files.sizes(f"{folder}/qrels") if name.endswith(".tsv")]
+    if split is None and found:
+        split = found[0] if len(found) == 1 else "test"
+    if split not in found:
+        there = f"it has {', '.join(found)}" if found else "there are none"
+        raise FileNotFoundError(f"no qrels/{split or 'test'}.tsv in {folder}: {there}")
+    return f"{folder}/qrels/{split}.tsv"
