@@ -31,8 +31,8 @@ def adapter_tensors(spec: Spec, lora: LoRASettings) -> tuple[list[Assignment], l
     for item in (*adapted, *whole):
         if item.partly_used:
             raise ValueError(
-                f"PEFT's format has no place for one row of {item.tensor}: leave the head out of the adapter's targets, "
-                "or export the merged model"
+                f"PEFT's format has no place for one row of {item.tensor}: leave the head out of the adapter's "
+                "targets, or export the merged model"
             )
     return adapted, whole
 

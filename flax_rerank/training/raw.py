@@ -53,7 +53,7 @@ def open_raw(name: str, model_class: RerankerModelClass | None, heads: Mapping[s
             f"no reranker of the kind {kind.value} is made of a model of the type {model_type!r}"
         )
     architecture = next(each for each, value in family.model_classes.items() if value == kind.value)
-    changed = {"model_type": family.model_type, "architectures": [architecture]}
+    changed: dict[str, Any] = {"model_type": family.model_type, "architectures": [architecture]}
     if kind is RerankerModelClass.ENCODER_ONLY_BASE:
         changed |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if kind is RerankerModelClass.DECODER_ONLY_LAYERWISE:

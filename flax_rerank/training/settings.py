@@ -112,7 +112,7 @@ class TrainingSettings(DataSettings, AdamWSettings):
             raise ValueError(f"compress_ratios {list(self.compress_ratios)} must be of {', '.join(map(str, RATIOS))}")
         if "adapter" in self.export and not self.use_lora:
             raise ValueError("export adapter: there is one only with use_lora")
-        self.objective  # noqa: B018: its values are checked there
+        _ = self.objective  # which checks its values
 
     @property
     def objective(self) -> Objective:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,7 @@ class _Run:
         self.eval_steps = settings.eval_steps or max(self.steps // 10, 1)
         self.first_process = jax.process_index() == 0
         self._reranker: AbsReranker | None = None
+        self._programs: set[tuple[Any, Compression | None]] = set()
 
     def run(self) -> TrainingResult:
         identity = Identity.of(self.spec, self.settings, self.data.digests, self.steps)
@@ -166,7 +167,7 @@ class _Run:
         settings, spec = self.settings, self.spec
         module = spec.module(self.dtypes)
         shardings = parameter_shardings(module, self.mesh, DEFAULT_RULES)
-        key, head_key, factor_key, self.dropout_key = jax.random.split(jax.random.key(settings.seed), 4)
+        head_key, factor_key, self.dropout_key = jax.random.split(jax.random.key(settings.seed), 3)
         new = False
         if settings.from_raw:
             params, new = load_raw(spec, module, self.dtypes, shardings, head_key)
@@ -209,6 +210,7 @@ class _Run:
                     break
                 key = jax.random.fold_in(self.dropout_key, done) if dropout else None
                 compression = self._compression(done, batch)
+                self._programs.add((batch.input_ids.shape, compression))
                 placed = place(batch, self.mesh)
                 state, metrics = self.step(state, self.frozen, placed, self.spec.readout, compression, key)
                 done += 1
@@ -316,9 +318,7 @@ class _Run:
                 reranker.save_pretrained(self.out / PYTORCH, overwrite=True)
             if "adapter" in self.settings.export and self.lora is not None:
                 save_adapter(self.out / ADAPTER, self.spec, self.lora, state.trained, overwrite=True)
-        return TrainingResult(
-            self.out / MODEL, step, done, tuple(self.evaluations.points), self.step.jitted._cache_size()
-        )
+        return TrainingResult(self.out / MODEL, step, done, tuple(self.evaluations.points), len(self._programs))
 
 
 class _Meter:

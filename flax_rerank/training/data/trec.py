@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.sources.records import numbered_lines
-from flax_rerank.jobs.sources.run_tables import parse_line
+from flax_rerank.jobs.sources.run_tables import parse_run_line
 from flax_rerank.jobs.sources.texts import read_texts
 from flax_rerank.training.data.examples import DataError, Example
 
@@ -46,7 +46,7 @@ def read_run(path: str, top_k: int, queries: Mapping[str, object]) -> dict[str, 
     found: dict[str, list[tuple[float, int, str]]] = {}
     for number, line in numbered_lines(path):
         try:
-            qid, docid, rank, score = parse_line(line)
+            qid, docid, rank, score = parse_run_line(line)
         except ValueError as error:
             raise DataError(f"{path}:{number}: {error}") from error
         if qid in queries:
