@@ -16,21 +16,7 @@ from flax_rerank.evaluation import Evaluation
 from flax_rerank.training import TrainingSettings, train, trainer
 from flax_rerank.training.step import TrainingStep
 
-WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "larch"]
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "heath",
-    "inlet",
-    "jetty",
-    "knoll",
-    "larch",
-    "marsh",
-]
+WORDS = "amber birch cedar delta ember fjord grove heath inlet jetty knoll larch".split()  # noqa: SIM905
 ROWS = [
     {
         "query": f"what is {word}",
