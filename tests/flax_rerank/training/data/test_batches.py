@@ -1,15 +1,18 @@
 """Batches: what is in them, their shapes, and that each step can be made by itself."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from reference_cases import CASES
 
+from flax_rerank.evaluation import open_set
 from flax_rerank.settings import RerankerModelClass
 from flax_rerank.spec import open_spec
 from flax_rerank.training.data import DataError, DataSettings, open_data
 
+EXAMPLES = Path(__file__).parents[4] / "examples"
 WORDS = ("the", "panda", "eats", "bamboo", "on", "a", "high", "mountain", "near", "water", "and", "tables")
 
 
@@ -265,6 +268,14 @@ def test_a_trec_run(spec, tmp_path):
     (tmp_path / "run.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no run\.txt in"):
         opened(spec, [tmp_path])
+
+
+def test_the_bundled_data(spec):
+    """It trains on no passage that is a candidate in its evaluation."""
+    data = opened(spec, [EXAMPLES / "train.jsonl"], groups=8)
+    assert (data.examples, data.steps) == (160, 20)
+    evaluation = set(open_set(EXAMPLES / "evaluation").passages.values())
+    assert not evaluation & {passage for number in range(160) for passage in data._example(number).passages}
 
 
 PAIR = {"query": "q", "positive": "a"}
