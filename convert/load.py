@@ -99,7 +99,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
 
 
 def family_for(model_type: str | None, model_class: str) -> Family | None:
-    """The family of a model type that makes rerankers of a kind, a `RerankerModelClass` value; None if there is none."""
+    """The family of a model type that makes rerankers of a kind, a `RerankerModelClass` value, if there is one."""
     fitting = (family for family in FAMILIES if family.model_type == model_type)
     return next((family for family in fitting if model_class in family.model_classes.values()), None)
 

@@ -21,7 +21,11 @@ BESIDES = ("model_name_or_path", "train_data")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `flax-rerank train`."""
     parser.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG", help="a .json or .toml file of options; those given here count more"
+        "config",
+        nargs="?",
+        type=Path,
+        metavar="CONFIG",
+        help="a .json or .toml file of options; those given here count more",
     )
     parser.add_argument("--model-name-or-path", metavar="MODEL", help="a folder, or a name on the Hugging Face hub")
     parser.add_argument("--train-data", nargs="+", metavar="FILE", help="files of training data")
@@ -52,7 +56,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"{result.model}: the parameters after step {result.step} of {result.steps}")
     for measures in result.evaluations[:1], result.evaluations[-1:]:
         for point in measures:
-            print(", ".join(f"{name} {value:.4f}" if name != "step" else f"step {value}" for name, value in point.items()))
+            print(
+                ", ".join(
+                    f"{name} {value:.4f}" if name != "step" else f"step {value}" for name, value in point.items()
+                )
+            )
     return 0
 
 

@@ -31,8 +31,8 @@ def adapter_tensors(spec: Spec, lora: LoRASettings) -> tuple[list[Assignment], l
     for item in (*adapted, *whole):
         if item.partly_used:
             raise ValueError(
-                f"PEFT's format has no place for one row of {item.tensor}: leave the head out of the adapter's targets, "
-                "or export the merged model"
+                f"PEFT's format has no place for one row of {item.tensor}: leave the head out of the adapter's "
+                "targets, or export the merged model"
             )
     return adapted, whole
 
@@ -87,6 +87,8 @@ def save_adapter(
 def _refuse(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
-    foreign = [entry.name for entry in path.iterdir() if entry.name not in (CONFIG, WEIGHTS)] if path.is_dir() else ["it"]
+    foreign = (
+        [entry.name for entry in path.iterdir() if entry.name not in (CONFIG, WEIGHTS)] if path.is_dir() else ["it"]
+    )
     if foreign or not overwrite:
         raise FileExistsError(f"{path} exists and is not replaced: move it away first")

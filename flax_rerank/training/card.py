@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import flax_rerank
+from flax_rerank.checkpoint.manifest import describe_source
 from flax_rerank.spec import Spec
 from flax_rerank.training.settings import TrainingSettings
 
@@ -31,8 +32,10 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
+    source = describe_source(spec.name, spec.folder) if spec.folder is not None else {"name": spec.name}
+    base = source["name"]
     metadata = ModelCardData(
-        base_model=spec.name,
+        base_model=base,
         library_name="flax-rerank",
         pipeline_tag="text-ranking",
         tags=["reranker", "cross-encoder", "jax", "flax"],
@@ -43,7 +46,7 @@ def model_card(
         "---",
         f"# {Path(settings.output_dir).name}",
         "",
-        f"A reranker of the kind {spec.model_class.value}, fine-tuned from {spec.name} with flax-rerank "
+        f"A reranker of the kind {spec.model_class.value}, fine-tuned from {base} with flax-rerank "
         f"{flax_rerank.__version__}. It has the parameters after step {given_step} of {losses[-1]['step']}.",
         "",
         "```python",
@@ -55,7 +58,7 @@ def model_card(
         "",
         "## Data",
         "",
-        *(f"- `{name}` (sha256 {digest[:16]})" for name, digest in data.items()),
+        *(f"- `{Path(name).name}` (sha256 {digest[:16]})" for name, digest in data.items()),
         "",
         "## Evaluation",
         "",

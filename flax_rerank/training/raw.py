@@ -49,9 +49,11 @@ def open_raw(name: str, model_class: RerankerModelClass | None, heads: Mapping[s
     model_type = hf.get("model_type")
     family = convert.family_for(WITH_HEADS.get((str(model_type), kind), model_type), kind.value)
     if family is None:
-        raise NotImplementedError(f"no reranker of the kind {kind.value} is made of a model of the type {model_type!r}")
+        raise NotImplementedError(
+            f"no reranker of the kind {kind.value} is made of a model of the type {model_type!r}"
+        )
     architecture = next(each for each, value in family.model_classes.items() if value == kind.value)
-    changed = {"model_type": family.model_type, "architectures": [architecture]}
+    changed: dict[str, Any] = {"model_type": family.model_type, "architectures": [architecture]}
     if kind is RerankerModelClass.ENCODER_ONLY_BASE:
         changed |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if kind is RerankerModelClass.DECODER_ONLY_LAYERWISE:

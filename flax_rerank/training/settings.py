@@ -20,7 +20,9 @@ POSITIVE = ("eval_steps", "save_steps", "logging_steps", "early_stopping_patienc
 class TrainingSettings(DataSettings, AdamWSettings):
     """All that a training can be told, besides the model and the data."""
 
-    output_dir: str = setting("", "the folder of the run: its checkpoints, curves and the trained model", metavar="DIR")
+    output_dir: str = setting(
+        "", "the folder of the run: its checkpoints, curves and the trained model", metavar="DIR"
+    )
     overwrite_output_dir: bool = setting(False, "start over, and remove what an earlier run left in output_dir")
 
     model_class: str | None = setting(
@@ -55,7 +57,9 @@ class TrainingSettings(DataSettings, AdamWSettings):
         metavar="NAME",
     )  # fmt: skip
     train_heads: bool | None = setting(
-        None, "train the head whole beside the adapter; by default if it is new or that of an encoder", flag="--train-heads"
+        None,
+        "train the head whole beside the adapter; by default if it is new or that of an encoder",
+        flag="--train-heads",
     )
 
     warmup_ratio: float = setting(0.0, "share of the steps in which the learning rate rises from 0", metavar="SHARE")
@@ -108,7 +112,7 @@ class TrainingSettings(DataSettings, AdamWSettings):
             raise ValueError(f"compress_ratios {list(self.compress_ratios)} must be of {', '.join(map(str, RATIOS))}")
         if "adapter" in self.export and not self.use_lora:
             raise ValueError("export adapter: there is one only with use_lora")
-        self.objective  # noqa: B018: its values are checked there
+        _ = self.objective  # which checks its values
 
     @property
     def objective(self) -> Objective:

@@ -1,15 +1,13 @@
 """Train a reranker: a run that can be stopped at any time and goes on exactly as it would have."""
 
-import json
 import logging
 import math
-import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -129,14 +127,16 @@ class _Run:
         stored = computed if settings.use_lora else DTYPES["float32"]
         self.dtypes = DTypes(stored=stored, computed=computed)
         groups = settings.per_device_train_batch_size * self.mesh.shape[DATA]
+        paths = [data] if isinstance(data, str | PathLike) else data
         self.data: TrainingData = open_data(
-            data, self.spec, settings, groups_per_micro=groups, max_steps=settings.max_steps
+            paths, self.spec, settings, groups_per_micro=groups, max_steps=settings.max_steps, loss=settings.loss
         )
         self.steps = self.data.steps
         self.evaluation = None if settings.eval_data is None else open_set(settings.eval_data)
         self.eval_steps = settings.eval_steps or max(self.steps // 10, 1)
         self.first_process = jax.process_index() == 0
         self._reranker: AbsReranker | None = None
+        self._programs: set[tuple[Any, Compression | None]] = set()
 
     def run(self) -> TrainingResult:
         identity = Identity.of(self.spec, self.settings, self.data.digests, self.steps)
@@ -147,13 +147,8 @@ class _Run:
             folder = self.out / "checkpoints"
             folder.mkdir(exist_ok=True)
             shapes = {path: array.shape for path, array in self.trained.items()}
-            self.checkpoints = stack.enter_context(
-                closing(
-                    Checkpoints(
-                        folder, self.step, shapes, self.settings.save_total_limit, self.settings.metric_for_best_model
-                    )
-                )
-            )
+            limit = self.settings.save_total_limit
+            self.checkpoints = stack.enter_context(closing(Checkpoints(folder, self.step, shapes, limit, self._best)))
             done = self.checkpoints.latest or 0
             state = self.step.init(self.trained) if done == 0 else self.checkpoints.restore(done)
             del self.trained
@@ -172,7 +167,7 @@ class _Run:
         settings, spec = self.settings, self.spec
         module = spec.module(self.dtypes)
         shardings = parameter_shardings(module, self.mesh, DEFAULT_RULES)
-        key, head_key, factor_key, self.dropout_key = jax.random.split(jax.random.key(settings.seed), 4)
+        head_key, factor_key, self.dropout_key = jax.random.split(jax.random.key(settings.seed), 3)
         new = False
         if settings.from_raw:
             params, new = load_raw(spec, module, self.dtypes, shardings, head_key)
@@ -215,6 +210,7 @@ class _Run:
                     break
                 key = jax.random.fold_in(self.dropout_key, done) if dropout else None
                 compression = self._compression(done, batch)
+                self._programs.add((batch.input_ids.shape, compression))
                 placed = place(batch, self.mesh)
                 state, metrics = self.step(state, self.frozen, placed, self.spec.readout, compression, key)
                 done += 1
@@ -284,12 +280,18 @@ class _Run:
         self.reports.write(step, measures)
         logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in measures.items()))
         if step:
-            self.checkpoints.save(step, state, measures)
+            self.checkpoints.save(step, state)
+
+    def _best(self) -> int | None:
+        """The step whose evaluation was the best one; None before the first, and the model as it came is left out."""
+        name = self.settings.metric_for_best_model
+        found = [(point[name], point["step"]) for point in self.evaluations.points if point["step"]]
+        return max(found)[1] if found else None
 
     def _stops_early(self) -> bool:
-        patience, name = self.settings.early_stopping_patience, self.settings.metric_for_best_model
-        values = [point[name] for point in self.evaluations.points]
-        return patience is not None and bool(values) and len(values) - 1 - int(np.argmax(values)) >= patience
+        patience, best = self.settings.early_stopping_patience, self._best()
+        later = sum(point["step"] > best for point in self.evaluations.points) if best else 0
+        return patience is not None and later >= patience
 
     def _reranker_of(self, state: State) -> AbsReranker:
         """A reranker with the present parameters, merged."""
@@ -301,7 +303,7 @@ class _Run:
 
     def _finish(self, state: State, done: int) -> TrainingResult:
         """Write the model, and what else is asked for."""
-        best, step = self.checkpoints.best, done
+        best, step = self._best(), done
         if self.settings.load_best_model_at_end and best is not None and best != done:
             state, step = self.checkpoints.restore(best), best
         reranker = self._reranker_of(state)
@@ -316,9 +318,7 @@ class _Run:
                 reranker.save_pretrained(self.out / PYTORCH, overwrite=True)
             if "adapter" in self.settings.export and self.lora is not None:
                 save_adapter(self.out / ADAPTER, self.spec, self.lora, state.trained, overwrite=True)
-        return TrainingResult(
-            self.out / MODEL, step, done, tuple(self.evaluations.points), self.step.jitted._cache_size()
-        )
+        return TrainingResult(self.out / MODEL, step, done, tuple(self.evaluations.points), len(self._programs))
 
 
 class _Meter:
@@ -333,7 +333,7 @@ class _Meter:
 
     def add(self, step: int, figures: Mapping[str, float], info: BatchInfo) -> None:
         self._groups += info.groups
-        self._tokens += info.tokens
+        self._tokens += info.real_tokens
         self._computed += info.computed_tokens
         self._bar.update()
         if step % self._every:

@@ -78,8 +78,6 @@ class DataSettings:
                 f"in_batch_negatives {self.in_batch_negatives} leaves no room for a positive in groups of "
                 f"train_group_size {self.train_group_size}"
             )
-        if self.in_batch_negatives and self.knowledge_distillation:
-            raise ValueError("in_batch_negatives have no teacher scores: knowledge_distillation cannot be set too")
         if self.graded and self.in_batch_negatives:
             raise ValueError("in_batch_negatives have no labels: graded cannot be set too")
         for role in ("query", "passage"):

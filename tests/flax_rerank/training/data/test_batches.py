@@ -226,13 +226,14 @@ def test_a_row_may_have_its_own_prompts(spec):
 
 
 def test_files_in_any_order(spec, tmp_path):
-    """Files of several forms; what they hold is in `digests`."""
+    """Files of several forms, by name or in a folder; what they hold is in `digests`."""
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     files[0].write_text("".join(json.dumps(row) + "\n" for row in rows(3)))
     files[1].write_text(json.dumps({"query": "q", "positive": "a", "negative": "b"}) + "\n")
     data, other = opened(spec, files), opened(spec, files[::-1])
     assert data.examples == 4
     assert all(equal(a, b) for (a, _), (b, _) in zip(data.batches(), other.batches(), strict=True))
+    assert opened(spec, [tmp_path]).digests == data.digests
     before = data.digests
     assert before == other.digests
     files[0].write_text("".join(json.dumps(row) + "\n" for row in rows(2)))
@@ -289,6 +290,8 @@ LABELLED = {"query": "q", "passage": "a", "label": 0}
         ([PAIR], {}, "row 0: the query has no negatives: add some, or set in_batch_negatives"),
         ([PAIR], {"knowledge_distillation": True}, "row 0: teacher scores are missing"),
         ([PAIR], {"loss": "margin_mse"}, "row 0: teacher scores are missing"),
+        ([PAIR], {"loss": "distillation", "in_batch_negatives": 1}, "in_batch_negatives have no teacher scores"),
+        ([PAIR], {"prompt": "p", "in_batch_negatives": 1}, "the prompt format has no place for a prompt"),
         ([LABELLED], {}, "row 0: the query has no positive"),
         ([LABELLED | {"label": 31}], {}, "row 0: the label 31.0 is not between 0 and 30"),
         ([LABELLED | {"label": 2}], {"loss": "binary_cross_entropy"}, "row 0: the label 2.0 is not between 0 and 1"),
@@ -325,7 +328,6 @@ def test_a_fault_in_a_thread_reaches_the_caller(spec):
         ({"shuffle_ratio": 1.5}, "shuffle_ratio is 1.5"),
         ({"num_train_epochs": 0}, "num_train_epochs is 0"),
         ({"in_batch_negatives": 4}, "in_batch_negatives 4 leaves no room"),
-        ({"in_batch_negatives": 1, "knowledge_distillation": True}, "in_batch_negatives have no teacher scores"),
         ({"in_batch_negatives": 1, "graded": True}, "in_batch_negatives have no labels"),
         ({"query_instruction_format": "{text}"}, "the format '{text}' takes"),
     ],
