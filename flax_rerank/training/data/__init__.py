@@ -4,15 +4,18 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax_rerank.jobs.files import absolute, compression_of, is_url, sizes
 from flax_rerank.spec import Spec
 from flax_rerank.training.data.batches import BatchInfo, TrainingData
 from flax_rerank.training.data.examples import DataError
-from flax_rerank.training.data.settings import TREC_FILES, DataSettings
+from flax_rerank.training.data.settings import DataSettings
 from flax_rerank.training.data.sources import FileRows, MemoryRows, RowSource, Source
 from flax_rerank.training.data.tokens import Encoder
 from flax_rerank.training.data.trec import TrecSource
 
 __all__ = ["BatchInfo", "DataError", "DataSettings", "TrainingData", "open_data"]
+
+SUFFIXES = (".jsonl", ".json")
 
 
 def open_data(
@@ -27,8 +30,8 @@ def open_data(
     """Open the data of a training, and check all of it.
 
     Args:
-        paths: files of JSON lines (.gz, .zst or neither), or the rows themselves; of one of the forms in
-            `examples.FORMS`. A TREC run is given by `settings`, besides or instead.
+        paths: files of JSON lines (.gz, .zst or neither), folders of such files, or the rows themselves, of one of the
+            forms in `examples.FORMS`; or folders with a TREC run, see `trec.TrecSource`.
         spec: the model that is trained.
         settings: of the data.
         groups_per_micro: queries in a micro batch, on all devices together.
@@ -41,18 +44,27 @@ def open_data(
         OSError: a file that cannot be read.
     """
     rows = [path for path in paths if isinstance(path, Mapping)]
-    files = [os.fspath(path) for path in paths if not isinstance(path, Mapping)]
-    twice = {file for file in files if files.count(file) > 1}
-    if twice:
-        raise ValueError(f"{', '.join(sorted(twice))}: given twice; set num_train_epochs to see data more often")
-    sources: list[Source] = [RowSource(FileRows(file)) for file in files]
+    # In an order that does not depend on the command.
+    names = sorted(os.fspath(path) for path in paths if not isinstance(path, Mapping))
+    if len({absolute(name) for name in names}) < len(names):
+        raise ValueError(f"{', '.join(names)}: one of them is given twice; num_train_epochs says how often it is seen")
+    sources = [source for name in names for source in _open(name, settings)]
     if rows:
         sources.append(RowSource(MemoryRows(rows)))
-    if settings.train_run is not None:
-        run, qrels, queries, corpus = (getattr(settings, name) for name in TREC_FILES)
-        sources.append(TrecSource(run, qrels, queries, corpus, settings.train_top_k))
     if not sources:
-        raise ValueError("there is no training data: give files of examples, or a TREC run")
+        raise ValueError("there is no training data: give files of examples, or a folder with a TREC run")
     return TrainingData(
         sources, Encoder(spec, settings), settings, groups_per_micro=groups_per_micro, max_steps=max_steps, loss=loss
     )
+
+
+def _open(name: str, settings: DataSettings) -> list[Source]:
+    """The sources of a file or a folder."""
+    if is_url(name) or not os.path.isdir(name):
+        return [RowSource(FileRows(name))]
+    if os.path.isdir(f"{name}/qrels"):
+        return [TrecSource(name, settings.run_top_k)]
+    found = [file for file in sizes(name) if file.removesuffix(compression_of(file)).endswith(SUFFIXES)]
+    if not found:
+        raise FileNotFoundError(f"{name} has no {' or '.join(SUFFIXES)} files, nor qrels and a run")
+    return [RowSource(FileRows(f"{name}/{file}")) for file in found]

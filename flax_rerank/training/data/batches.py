@@ -5,6 +5,7 @@ the examples, cut into windows of `WINDOW` steps. In a window, groups are sorted
 steps, whose order is then drawn: rows of a step have similar lengths, and few tokens are padding.
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from flax_rerank.training.losses import TAUGHT
 from flax_rerank.training.step import Batch
 
 WINDOW = 32  # steps
-WINDOW_GROUPS = 4096  # at most, but one step: more is no less padding, and keeps the first step waiting
+WINDOW_GROUPS = 4096  # at most, but at least one step: the first one waits for the whole window
 SAMPLE = 1024  # groups, from which the table of lengths is made
 LENGTHS = 6  # programs that a run compiles at most
 AHEAD = 2  # windows made while the device works
@@ -87,6 +88,8 @@ class TrainingData:
         self._ends = np.cumsum([len(source) for source in sources])
         self._micro = groups_per_micro
         self._teacher = settings.knowledge_distillation or loss in TAUGHT
+        if self._teacher and settings.in_batch_negatives:
+            raise ValueError("in_batch_negatives have no teacher scores: leave them or the teacher out")
         self.examples = int(self._ends[-1])
         self._check_examples(loss)
         self._step_groups = groups_per_micro * settings.gradient_accumulation_steps
@@ -101,28 +104,29 @@ class TrainingData:
 
     def batches(self, start_step: int = 0) -> Iterator[tuple[Batch, BatchInfo]]:
         """The batches of the run from a step on, with what they hold. They are made ahead, in threads."""
-        epoch, place = divmod(start_step, self.steps_per_epoch)
-        skipped = place % self._window
-        windows = self._windows(epoch, place - skipped)
-        step = start_step - skipped
+        windows = self._windows(start_step)
         with ThreadPoolExecutor(AHEAD, "training-data") as pool:
-            pending: deque[Future[list[tuple[Batch, BatchInfo]]]] = deque()
+            pending: deque[tuple[int, Future[list[tuple[Batch, BatchInfo]]]]] = deque()
             try:
-                while step < self.steps:
-                    while len(pending) < AHEAD:
-                        pending.append(pool.submit(self._make_window, *next(windows)))
-                    for batch, info in pending.popleft().result():
+                while True:
+                    for first, epoch, place in itertools.islice(windows, AHEAD - len(pending)):
+                        pending.append((first, pool.submit(self._make_window, epoch, place)))
+                    if not pending:
+                        return
+                    first, window = pending.popleft()
+                    for step, (batch, info) in enumerate(window.result(), start=first):
                         if start_step <= step < self.steps:
                             yield batch, info._replace(step=step)
-                        step += 1
             finally:
-                for future in pending:
-                    future.cancel()
+                for _, window in pending:
+                    window.cancel()
 
-    def _windows(self, epoch: int, place: int) -> Iterator[tuple[int, int]]:
-        """Epoch and first step in it of each window, without end."""
-        while True:
-            yield epoch, place
+    def _windows(self, start_step: int) -> Iterator[tuple[int, int, int]]:
+        """First step, epoch and place in it of each window, from that of a step to the end of the run."""
+        epoch, place = divmod(start_step, self.steps_per_epoch)
+        place -= place % self._window
+        while (first := epoch * self.steps_per_epoch + place) < self.steps:
+            yield first, epoch, place
             place += self._window
             if place >= self.steps_per_epoch:
                 epoch, place = epoch + 1, 0

@@ -6,8 +6,6 @@ from flax_rerank.field_types import check_field_types
 from flax_rerank.settings import MOST, setting
 from flax_rerank.text.prompts import Instruction
 
-TREC_FILES = ("train_run", "train_qrels", "train_queries", "train_corpus")
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -60,18 +58,12 @@ class DataSettings:
     num_train_epochs: float = setting(1.0, "how often each query is seen", metavar="N")
     group_by_length: bool = setting(True, "put queries with passages of similar length into one step")
     seed: int = setting(42, "of all that is drawn", metavar="N")
-    train_run: str | None = setting(
-        None, "a TREC run, from which the negatives come (.gz, .zst or neither)", metavar="FILE"
-    )
-    train_qrels: str | None = setting(None, "the judgments that go with train_run", metavar="FILE")
-    train_queries: str | None = setting(None, "the queries of train_run, .jsonl or .tsv", metavar="FILE")
-    train_corpus: str | None = setting(None, "the passages of train_run, .jsonl or .tsv", metavar="FILE")
-    train_top_k: int = setting(100, "passages of train_run used for each query", metavar="N")
+    run_top_k: int = setting(100, "passages used for each query, where negatives come from a TREC run", metavar="N")
 
     def __post_init__(self) -> None:
         check_field_types(self)
         for name, least in {
-            **dict.fromkeys(("train_group_size", "query_max_len", "passage_max_len", "train_top_k"), 1),
+            **dict.fromkeys(("train_group_size", "query_max_len", "passage_max_len", "run_top_k"), 1),
             **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), 1),
             **dict.fromkeys(("in_batch_negatives", "seed"), 0),
         }.items():
@@ -86,13 +78,8 @@ class DataSettings:
                 f"in_batch_negatives {self.in_batch_negatives} leaves no room for a positive in groups of "
                 f"train_group_size {self.train_group_size}"
             )
-        if self.in_batch_negatives and self.knowledge_distillation:
-            raise ValueError("in_batch_negatives have no teacher scores: knowledge_distillation cannot be set too")
         if self.graded and self.in_batch_negatives:
             raise ValueError("in_batch_negatives have no labels: graded cannot be set too")
-        missing = [name for name in TREC_FILES if getattr(self, name) is None]
-        if missing and len(missing) < len(TREC_FILES):
-            raise ValueError(f"{', '.join(missing)}: a TREC run needs its judgments, queries and corpus")
         for role in ("query", "passage"):
             instruction_format = getattr(self, f"{role}_instruction_format")
             if instruction_format is not None:

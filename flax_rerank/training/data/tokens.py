@@ -44,11 +44,17 @@ class Encoder:
     Args:
         spec: the model, with its prompt format.
         settings: of the data.
+
+    Raises:
+        ValueError: the settings have a prompt, and the prompt format has no place for it.
     """
 
     def __init__(self, spec: Spec, settings: DataSettings) -> None:
         self._spec, self._settings = spec, settings
         self._format = dataclasses.replace(spec.prompt_format, limit="sequence")
+        pieces = (*self._format.prefix, *self._format.middle, *self._format.suffix)
+        if settings.prompt is not None and not any("{prompt}" in piece for piece in pieces):
+            raise ValueError("the prompt format has no place for a prompt: leave it out")
         self._templates: dict[str | None, Template] = {}
 
     def template(self, prompt: str | None = None) -> Template:
