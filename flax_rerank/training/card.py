@@ -10,8 +10,6 @@ from flax_rerank.checkpoint.manifest import describe_source
 from flax_rerank.spec import Spec
 from flax_rerank.training.settings import TrainingSettings
 
-CARD = "README.md"
-
 
 def model_card(
     spec: Spec,

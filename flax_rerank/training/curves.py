@@ -13,24 +13,29 @@ class Curve:
     Args:
         file: it is made, or gone on with.
         last_step: lines of later steps are removed: the run goes on from here, and writes them again.
+        written: by this process; of several, one writes.
     """
 
-    def __init__(self, file: Path, last_step: int) -> None:
+    def __init__(self, file: Path, last_step: int, *, written: bool = True) -> None:
         self.points = [point for point in read(file) if point["step"] <= last_step]
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
-        partial.replace(file)
-        self._stream = file.open("a", encoding="utf-8")
+        self._stream = None
+        if written:
+            partial = file.with_name(f".{file.name}.partial")
+            partial.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
+            partial.replace(file)
+            self._stream = file.open("a", encoding="utf-8")
 
     def add(self, point: Mapping[str, Any]) -> None:
         """Write a line."""
         self.points.append(dict(point))
-        self._stream.write(json.dumps(point) + "\n")
-        self._stream.flush()
+        if self._stream is not None:
+            self._stream.write(json.dumps(point) + "\n")
+            self._stream.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -77,6 +77,12 @@ class TrainingSettings(DataSettings, AdamWSettings):
     )
     mesh: MeshShape = setting(None, 'sizes of the mesh\'s axes, as "data=4,model=2"', parse=str, metavar="MESH")
 
+    coordinator: str | None = setting(
+        None, "address of process 0 for jax.distributed, where JAX cannot find it", metavar="HOST:PORT"
+    )
+    num_processes: int | None = setting(None, "number of processes, with coordinator", metavar="N")
+    process_id: int | None = setting(None, "which of them this process is, with coordinator", metavar="I")
+
     eval_data: str | None = setting(
         None, "a ranking to evaluate on: a folder with corpus.jsonl, queries.jsonl, qrels and run.txt", metavar="DIR"
     )
@@ -142,6 +148,8 @@ class TrainingSettings(DataSettings, AdamWSettings):
 
 # On the weights.
 _WITHOUT_EFFECT = frozenset(
-    {"output_dir", "overwrite_output_dir", "devices", "mesh", "save_steps", "save_total_limit", "logging_steps"}
-    | {"report_to", "export", "show_progress_bar"}
+    {
+        *("output_dir", "overwrite_output_dir", "devices", "mesh", "coordinator", "num_processes", "process_id"),
+        *("save_steps", "save_total_limit", "logging_steps", "report_to", "export", "show_progress_bar"),
+    }
 )

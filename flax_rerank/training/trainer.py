@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from flax_rerank import distributed
 from flax_rerank.auto import class_of, find_model_class, find_spec
 from flax_rerank.dtypes import DTYPES, DTypes
 from flax_rerank.evaluation import evaluate, open_set
@@ -25,16 +27,17 @@ from flax_rerank.models.compression import Compression
 from flax_rerank.params import load_arrays
 from flax_rerank.rerankers import AbsReranker
 from flax_rerank.settings import RerankerModelClass
-from flax_rerank.sharding import DATA, DEFAULT_RULES, make_mesh, parameter_shardings
+from flax_rerank.sharding import DATA, DEFAULT_RULES, make_mesh, parameter_shardings, spans_processes
 from flax_rerank.spec import Spec
 from flax_rerank.training import lora
-from flax_rerank.training.adapter import adapter_tensors, save_adapter
-from flax_rerank.training.card import CARD, model_card
+from flax_rerank.training.adapter import adapter_tensors
+from flax_rerank.training.card import model_card
 from flax_rerank.training.checkpoints import Checkpoints
 from flax_rerank.training.compressions import Compressions
 from flax_rerank.training.curves import Curve, Reports, plot
 from flax_rerank.training.data import BatchInfo, TrainingData, open_data
 from flax_rerank.training.identity import Identity
+from flax_rerank.training.outputs import MODEL, Outputs
 from flax_rerank.training.raw import load_raw, open_raw, with_layer_heads
 from flax_rerank.training.settings import TrainingSettings
 from flax_rerank.training.step import Batch, Metrics, State, TrainingStep, place
@@ -46,7 +49,6 @@ SPEC_SETTINGS = (
     *("query_instruction_for_rerank", "query_instruction_format"),
     *("passage_instruction_for_rerank", "passage_instruction_format", "prompt", "prompt_format"),
 )
-MODEL, PYTORCH, ADAPTER = "model", "pytorch", "adapter"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,14 @@ def train(
     if not settings.output_dir:
         raise ValueError("output_dir is empty: a run needs a folder")
     out = Path(settings.output_dir).expanduser()
-    with locked(str(out)):
+    place = settings.coordinator, settings.num_processes, settings.process_id
+    if place != (None, None, None) or distributed.in_a_cluster():
+        distributed.initialize(*place)
+    with ExitStack() as stack:
+        if jax.process_count() > 1:
+            stack.enter_context(distributed.ending_together())
+        if jax.process_index() == 0:
+            stack.enter_context(locked(str(out)))
         return _Run(model, data, settings, out).run()
 
 
@@ -120,7 +129,8 @@ class _Run:
     def __init__(self, model: Any, data: Any, settings: TrainingSettings, out: Path) -> None:
         self.settings, self.out = settings, out
         self.spec = open_trained(model, settings)
-        self.mesh = make_mesh(settings.devices, settings.mesh)
+        everywhere = settings.devices is None and settings.mesh is None and jax.process_count() > 1
+        self.mesh = make_mesh(settings.devices, {DATA: jax.device_count()} if everywhere else settings.mesh)
         platform = self.mesh.devices.flat[0].platform
         half = platform != "cpu" if settings.bf16 is None else settings.bf16
         computed = DTYPES["bfloat16" if half else "float32"]
@@ -140,7 +150,10 @@ class _Run:
 
     def run(self) -> TrainingResult:
         identity = Identity.of(self.spec, self.settings, self.data.digests, self.steps)
-        identity.enter(self.out, overwrite=self.settings.overwrite_output_dir)
+        if self.first_process:
+            identity.enter(self.out, overwrite=self.settings.overwrite_output_dir)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the folder of the run is there")
         self._load()
         with ExitStack() as stack:
             self.signals = stack.enter_context(StopSignals(at_once=False))
@@ -152,11 +165,13 @@ class _Run:
             done = self.checkpoints.latest or 0
             state = self.step.init(self.trained) if done == 0 else self.checkpoints.restore(done)
             del self.trained
-            self.losses = stack.enter_context(closing(Curve(self.out / "curve.jsonl", done)))
-            self.evaluations = stack.enter_context(closing(Curve(self.out / "evaluation.jsonl", done)))
-            self.reports = stack.enter_context(
-                closing(Reports(self.settings.report_to, self.out, self.settings.identity()))
+            written = self.first_process
+            self.losses = stack.enter_context(closing(Curve(self.out / "curve.jsonl", done, written=written)))
+            self.evaluations = stack.enter_context(
+                closing(Curve(self.out / "evaluation.jsonl", done, written=written))
             )
+            targets = self.settings.report_to if written else ()
+            self.reports = stack.enter_context(closing(Reports(targets, self.out, self.settings.identity())))
             if done:
                 logger.info("going on after step %d of %d", done, self.steps)
             state, done = self._steps(state, done)
@@ -241,8 +256,6 @@ class _Run:
         """Whether a signal to stop came, to any process."""
         if jax.process_count() == 1:
             return self.signals.received is not None
-        from jax.experimental import multihost_utils
-
         return bool(np.any(multihost_utils.process_allgather(np.asarray(self.signals.received is not None))))
 
     def _due(self, done: int) -> bool:
@@ -306,19 +319,26 @@ class _Run:
         best, step = self._best(), done
         if self.settings.load_best_model_at_end and best is not None and best != done:
             state, step = self.checkpoints.restore(best), best
-        reranker = self._reranker_of(state)
+        params, trained = lora.merge(state.trained, self.frozen, self.lora), state.trained
+        if spans_processes(self.mesh):
+            params, trained = _on_this_host(params), _on_this_host(trained)
         if self.first_process:
             plot(self.out, self.losses.points, self.evaluations.points)
-            reranker.save(self.out / MODEL, overwrite=True)
             card = model_card(
                 self.spec, self.settings, self.data.digests, self.losses.points, self.evaluations.points, step
             )
-            (self.out / MODEL / CARD).write_text(card, encoding="utf-8")
-            if "pytorch" in self.settings.export:
-                reranker.save_pretrained(self.out / PYTORCH, overwrite=True)
-            if "adapter" in self.settings.export and self.lora is not None:
-                save_adapter(self.out / ADAPTER, self.spec, self.lora, state.trained, overwrite=True)
+            adapter = trained if "adapter" in self.settings.export else None
+            outputs = Outputs(self.out, self.spec, self.dtypes, card, "pytorch" in self.settings.export, self.lora)
+            if jax.process_count() == 1:
+                outputs.write(params, adapter)
+            else:
+                outputs.write_alone(params, adapter)
         return TrainingResult(self.out / MODEL, step, done, tuple(self.evaluations.points), len(self._programs))
+
+
+def _on_this_host(arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """Whole numpy copies of arrays that several processes have parts of."""
+    return {path: multihost_utils.process_allgather(array, tiled=True) for path, array in arrays.items()}
 
 
 class _Meter:
