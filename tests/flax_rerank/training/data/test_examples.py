@@ -8,7 +8,8 @@ import pytest
 
 from flax_rerank.training.data import DataError
 from flax_rerank.training.data.examples import Example, check
-from flax_rerank.training.data.sources import FileRows, MemoryRows, RowSource
+from flax_rerank.training.data.rows import FileRows, MemoryRows
+from flax_rerank.training.data.sources import RowSource
 
 FORMS = {
     "flag": (
