@@ -15,7 +15,8 @@ def test_file_of_options_and_an_option_that_counts_more(tmp_path, capsys):
     data.write_text("\n".join([json.dumps(ROW)] * 3), encoding="utf-8")
     config = tmp_path / "run.toml"
     config.write_text(
-        f'model_name_or_path = "{CASES / "encoder-bert"}"\ntrain_data = ["{data}"]\noutput_dir = "{tmp_path / "run"}"\n'
+        f'model_name_or_path = "{CASES / "encoder-bert"}"\ntrain_data = ["{data}"]\n'
+        f'output_dir = "{tmp_path / "run"}"\n'
         'train_group_size = 2\nlearning_rate = 1e-5\nnum_train_epochs = 3\ndevices = "cpu:0"\n',
         encoding="utf-8",
     )
