@@ -8,8 +8,9 @@ from flax_rerank.jobs.files import absolute, compression_of, is_url, sizes
 from flax_rerank.spec import Spec
 from flax_rerank.training.data.batches import BatchInfo, TrainingData
 from flax_rerank.training.data.examples import DataError
+from flax_rerank.training.data.rows import FileRows, MemoryRows
 from flax_rerank.training.data.settings import DataSettings
-from flax_rerank.training.data.sources import FileRows, MemoryRows, RowSource, Source
+from flax_rerank.training.data.sources import RowSource, Source
 from flax_rerank.training.data.tokens import Encoder
 from flax_rerank.training.data.trec import TrecSource
 

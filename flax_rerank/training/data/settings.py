@@ -73,7 +73,7 @@ class DataSettings:
             raise ValueError(f"shuffle_ratio is {self.shuffle_ratio}; it must be between 0 and 1")
         if self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0")
-        if self.in_batch_negatives >= max(self.train_group_size, 2):
+        if self.in_batch_negatives >= self.train_group_size:
             raise ValueError(
                 f"in_batch_negatives {self.in_batch_negatives} leaves no room for a positive in groups of "
                 f"train_group_size {self.train_group_size}"

@@ -13,7 +13,8 @@ from flax_rerank.spec import open_spec
 from flax_rerank.text.prompts import PROMPT_FORMATS
 from flax_rerank.training.data import DataSettings
 from flax_rerank.training.data.groups import draw
-from flax_rerank.training.data.sources import FileRows, RowSource
+from flax_rerank.training.data.rows import FileRows
+from flax_rerank.training.data.sources import RowSource
 from flax_rerank.training.data.tokens import Encoder
 
 FOLDER = CASES / "training" / "examples"

@@ -1,19 +1,44 @@
-"""Lines of a file or of texts, on disk, by their position."""
+"""Rows by their position: of a file of JSON lines, which stay on disk, or in memory."""
 
 import array
-import codecs
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 import weakref
-from typing import BinaryIO
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
 
 from flax_rerank.jobs import files
-from flax_rerank.jobs.sources.records import refuse_utf16
+from flax_rerank.jobs.sources.records import parse_object, refuse_utf16
 
 
-class Lines:
-    """The lines of a file that are not blank; threads may read them at the same time.
+class MemoryRows:
+    """Rows that a caller gives."""
+
+    path = "rows"
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self._rows[index]
+
+    def where(self, index: int) -> str:
+        """The place of a row, for errors."""
+        return f"row {index}"
+
+    def digest(self) -> str:
+        """What tells contents apart."""
+        return hashlib.sha256(json.dumps(list(map(dict, self._rows)), sort_keys=True).encode()).hexdigest()
+
+
+class FileRows:
+    """The lines of a file (.gz, .zst or neither) that are not blank; threads may read them at the same time.
 
     A local file is read in its place. What is compressed or behind a URL is kept, decompressed, in a temporary file
     that has no name.
@@ -44,10 +69,9 @@ class Lines:
         for number, line in enumerate(stream, start=1):
             if number == 1:
                 refuse_utf16(self.path, line)
-            mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
-            if not line[mark:].isspace() and len(line) > mark:
-                self._starts.append(position + mark)
-                self._sizes.append(len(line) - mark)
+            if not line.isspace():
+                self._starts.append(position)
+                self._sizes.append(len(line))
                 self._numbers.append(number)
             position += len(line)
         if not self._starts:
@@ -58,9 +82,14 @@ class Lines:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, index: int) -> bytes:
-        return os.pread(self._descriptor, self._sizes[index], self._starts[index])
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """A row. Raises ValueError if it is not a JSON object."""
+        return parse_object(os.pread(self._descriptor, self._sizes[index], self._starts[index]))
 
     def where(self, index: int) -> str:
-        """File and line, for errors."""
+        """File and line of a row, for errors."""
         return f"{self.path}:{self._numbers[index]}"
+
+    def digest(self) -> str:
+        """What tells contents apart."""
+        return files.digest(self.path)
