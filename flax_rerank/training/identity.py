@@ -14,6 +14,7 @@ from flax_rerank.training.settings import TrainingSettings
 
 RUN = "run.json"
 FORMAT = "flax-rerank-training"
+_NAMES = {"groups": "per_device_train_batch_size times the devices on the data axis"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Identity:
         data: the sha256 of each file of data.
         settings: of the run.
         steps: of the run.
+        groups: in a micro batch, on all devices together.
     """
 
     model: str
@@ -33,16 +35,20 @@ class Identity:
     data: Mapping[str, str]
     settings: Mapping[str, Any]
     steps: int
+    groups: int
 
     @classmethod
-    def of(cls, spec: Spec, settings: TrainingSettings, data: Mapping[str, str], steps: int) -> "Identity":
+    def of(
+        cls, spec: Spec, settings: TrainingSettings, data: Mapping[str, str], steps: int, groups: int
+    ) -> "Identity":
         """That of a run. All weights are read once."""
         weights = {}
         if spec.folder is not None:
             root = spec.folder / checkpoint.PARAMS if spec.is_flax else spec.folder
             files = sorted(file for file in root.rglob("*") if file.is_file() and _is_weight(file, spec))
             weights = {str(file.relative_to(spec.folder)): digest for file, digest in file_hashes(files).items()}
-        return cls(spec.name, weights, dict(data), json.loads(json.dumps(settings.identity(), default=str)), steps)
+        values = json.loads(json.dumps(settings.identity(), default=str))
+        return cls(spec.name, weights, dict(data), values, steps, groups)
 
     def enter(self, out: Path, *, overwrite: bool = False) -> None:
         """Make the folder of the run, or find that it is this run's.
@@ -80,7 +86,7 @@ class Identity:
             if before == now:
                 continue
             if not isinstance(now, dict) or not isinstance(before, dict):
-                faults.append(f"{name} is {now}, it was {before}")
+                faults.append(f"{_NAMES.get(name, name)} is {now}, it was {before}")
                 continue
             for key in sorted(before.keys() | now.keys()):
                 if before.get(key) != now.get(key):

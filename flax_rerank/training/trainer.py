@@ -136,10 +136,10 @@ class _Run:
         computed = DTYPES["bfloat16" if half else "float32"]
         stored = computed if settings.use_lora else DTYPES["float32"]
         self.dtypes = DTypes(stored=stored, computed=computed)
-        groups = settings.per_device_train_batch_size * self.mesh.shape[DATA]
+        self.groups = settings.per_device_train_batch_size * self.mesh.shape[DATA]
         paths = [data] if isinstance(data, str | PathLike) else data
         self.data: TrainingData = open_data(
-            paths, self.spec, settings, groups_per_micro=groups, max_steps=settings.max_steps, loss=settings.loss
+            paths, self.spec, settings, groups_per_micro=self.groups, max_steps=settings.max_steps, loss=settings.loss
         )
         self.steps = self.data.steps
         self.evaluation = None if settings.eval_data is None else open_set(settings.eval_data)
@@ -149,7 +149,7 @@ class _Run:
         self._programs: set[tuple[Any, Compression | None]] = set()
 
     def run(self) -> TrainingResult:
-        identity = Identity.of(self.spec, self.settings, self.data.digests, self.steps)
+        identity = Identity.of(self.spec, self.settings, self.data.digests, self.steps, self.groups)
         if self.first_process:
             identity.enter(self.out, overwrite=self.settings.overwrite_output_dir)
         if jax.process_count() > 1:

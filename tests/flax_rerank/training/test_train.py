@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -208,13 +211,10 @@ def test_adapter_of_a_decoder_is_read_by_peft_path(case, tmp_path):
 
 def test_lightweight_is_trained_compressed_and_scored_by_its_own_heads(tmp_path):
     result = run(
-        "lightweight-gemma2",
-        tmp_path / "run",
-        max_steps=4,
-        compress_layers=[1, 2],
-        compress_ratios=[2, 4],
+        "lightweight-gemma2", tmp_path / "run", max_steps=3, compress_layers=[1], compress_ratios=[2],
         learning_rate=1e-4,
-    )
+    )  # fmt: skip
+    assert result.compiled == 2  # with and without compression, at one length
     model = load(result.model)
     assert model.settings.head_index == "layer"
     before = load(CASES / "lightweight-gemma2").params["head"]
@@ -271,3 +271,46 @@ def test_settings_out_of_range_are_named():
         settings_of("out", learning_rate="1e-5")
     with pytest.raises(ValueError, match=r"compress_ratios \[3\]"):
         settings_of("out", compress_ratios=[3])
+
+
+def test_two_processes_train_as_one_with_two_devices(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    options = {
+        "train_group_size": 3, "query_max_len": 16, "passage_max_len": 32, "max_steps": 2,
+        "per_device_train_batch_size": 1,
+    }  # fmt: skip
+    alone = TrainingSettings(output_dir=str(tmp_path / "alone"), devices=["cpu:0", "cpu:1"], **options)
+    train(str(CASES / "encoder-bert"), file, alone)
+    config = tmp_path / "run.json"
+    config.write_text(json.dumps(options), encoding="utf-8")
+    command = [sys.executable, "-c", "import sys; from flax_rerank.cli import main; sys.exit(main(sys.argv[1:]))"]
+    command += ["train", str(config), "--model-name-or-path", str(CASES / "encoder-bert"), "--train-data", str(file)]
+    command += ["--output-dir", str(tmp_path / "together"), "--coordinator", address, "--num-processes", "2"]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+    }
+    processes = [
+        subprocess.Popen([*command, "--process-id", str(index)], env=environment, stderr=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]
+    messages = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], messages
+    assert points(tmp_path / "together") == points(tmp_path / "alone")
+    expected = params_of(tmp_path / "alone/model")
+    for path, array in params_of(tmp_path / "together/model").items():
+        np.testing.assert_array_equal(array, expected[path], path)
+
+
+def test_finished_run_writes_its_model_again(undisturbed):
+    out, result = undisturbed
+    before = params_of(result.model)
+    shutil.rmtree(result.model)
+    assert run("encoder-bert", out).step == 6
+    for path, array in params_of(result.model).items():
+        np.testing.assert_array_equal(array, before[path], path)
