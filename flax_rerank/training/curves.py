@@ -1,5 +1,6 @@
 """The curves of a run: a JSON line for each step or evaluation, a picture, and what other tools are told."""
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -75,13 +76,9 @@ class Reports:
     def __init__(self, targets: Sequence[str], folder: Path, config: Mapping[str, Any]) -> None:
         self._tensorboard = self._wandb = None
         if "tensorboard" in targets:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+            self._tensorboard = _imported("tensorboardX").SummaryWriter(str(folder / "tensorboard"))
         if "wandb" in targets:
-            import wandb
-
-            self._wandb = wandb.init(dir=str(folder), config=dict(config), resume="allow")
+            self._wandb = _imported("wandb").init(dir=str(folder), config=dict(config), resume="allow")
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Report figures of a step."""
@@ -97,3 +94,10 @@ class Reports:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _imported(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"report_to needs {package}, which is not installed: pip install {package}") from error
