@@ -21,6 +21,7 @@ from flax_rerank import distributed
 from flax_rerank.auto import class_of, find_model_class, find_spec
 from flax_rerank.dtypes import DTYPES, DTypes
 from flax_rerank.evaluation import evaluate, open_set
+from flax_rerank.jobs.files import is_url
 from flax_rerank.jobs.lock import locked
 from flax_rerank.jobs.stopping import StopSignals
 from flax_rerank.models.compression import Compression
@@ -96,6 +97,8 @@ def train(
     """
     if not settings.output_dir:
         raise ValueError("output_dir is empty: a run needs a folder")
+    if is_url(settings.output_dir):
+        raise ValueError(f"output_dir {settings.output_dir} is a URL; it must be a folder on a disk")
     out = Path(settings.output_dir).expanduser()
     place = settings.coordinator, settings.num_processes, settings.process_id
     if place != (None, None, None) or distributed.in_a_cluster():
@@ -216,7 +219,7 @@ class _Run:
         dropout = self.lora is not None and self.lora.dropout > 0
         pending: deque[tuple[int, Metrics, BatchInfo]] = deque()
         if self._due(done) and not any(point["step"] == done for point in self.evaluations.points):
-            self._evaluate_and_save(state, done)  # the run was stopped before it
+            self._evaluate(state, done)  # the run was stopped before it
         with tqdm(total=self.steps, initial=done, desc="train", unit="step", disable=not show) as bar:
             self.meter = _Meter(bar, self.reports, settings.logging_steps)
             for batch, info in self._batches(done):
@@ -234,13 +237,12 @@ class _Run:
                 saving = done % settings.save_steps == 0 or done == self.steps or self._due(done) or stopping
                 while len(pending) > (0 if saving else AHEAD):
                     self._record(*pending.popleft())
-                if stopping:
+                if saving:
                     self.checkpoints.save(done, state)
+                if stopping:
                     break
                 if self._due(done):
-                    self._evaluate_and_save(state, done)
-                elif saving:
-                    self.checkpoints.save(done, state)
+                    self._evaluate(state, done)
         if self._stopping():
             logger.info("stopped after step %d of %d; the same command goes on", done, self.steps)
             self.signals.check()
@@ -276,7 +278,7 @@ class _Run:
         self.losses.add({"step": step, "epoch": info.epoch, **figures})
         self.meter.add(step, figures, info)
 
-    def _evaluate_and_save(self, state: State, step: int) -> None:
+    def _evaluate(self, state: State, step: int) -> None:
         assert self.evaluation is not None
         reranker = self._reranker_of(state)
         show = bool(self.settings.show_progress_bar)
@@ -292,8 +294,6 @@ class _Run:
         self.evaluations.add({"step": step, **measures})
         self.reports.write(step, measures)
         logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in measures.items()))
-        if step:
-            self.checkpoints.save(step, state)
 
     def _best(self) -> int | None:
         """The step whose evaluation was the best one; None before the first, and the model as it came is left out."""
