@@ -26,6 +26,7 @@ class EvaluationSet:
         qrels: how relevant passages are to a query: 0 is not relevant.
         candidates: the passages to rank for each judged query, those of the first stage in its order.
         first_stage: the first stage's scores of the candidates that it found, if there is a first stage.
+        corpus: the file of all passages.
     """
 
     queries: Mapping[str, str]
@@ -33,14 +34,15 @@ class EvaluationSet:
     qrels: Qrels
     candidates: Mapping[str, Sequence[str]]
     first_stage: Run | None = None
+    corpus: str | None = None
 
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs of query and passage to score, query by query."""
-        return [(self.queries[qid], self.passages[docid]) for qid, docid in self._ids()]
+        return [(self.queries[qid], self.passages[docid]) for qid, docid in self.ids()]
 
     def run_of(self, scores: Sequence[float]) -> dict[str, dict[str, float]]:
         """The run that scores of `pairs` make. Raises ValueError for another number of scores than of pairs."""
-        ids = self._ids()
+        ids = self.ids()
         if len(scores) != len(ids):
             raise ValueError(f"{len(scores)} scores for {len(ids)} pairs")
         run: dict[str, dict[str, float]] = {qid: {} for qid in self.candidates}
@@ -48,7 +50,8 @@ class EvaluationSet:
             run[qid][docid] = float(score)
         return run
 
-    def _ids(self) -> list[tuple[str, str]]:
+    def ids(self) -> list[tuple[str, str]]:
+        """The ids of query and passage of each of `pairs`."""
         return [(qid, docid) for qid, docids in self.candidates.items() for docid in docids]
 
 
@@ -121,7 +124,7 @@ def open_set(
     wanted = {docid for docids in chosen.values() for docid in docids}
     if passages is None:
         passages = _texts(str(corpus), wanted, "passage", str(run if candidates == "run" else qrels))
-    return EvaluationSet(texts, passages, judged, chosen, first_stage)
+    return EvaluationSet(texts, passages, judged, chosen, first_stage, str(corpus))
 
 
 def _texts(path: str, wanted: Collection[str], role: str, source: str) -> dict[str, str]:
