@@ -114,7 +114,7 @@ def open_set(
     elif candidates == "bm25":
         passages = {docid: text for _, docid, text in read_texts(str(corpus), titles=True)}
         index = BM25(passages)
-        first_stage = {qid: index.search(texts[qid], top_k) for qid in judged}
+        first_stage = {qid: index.best(index.scores(texts[qid]), top_k) for qid in judged}
     chosen = {qid: list(docids) for qid, docids in (judged if first_stage is None else first_stage).items()}
     if always_rerank_positives and first_stage is not None:
         for qid, docids in chosen.items():

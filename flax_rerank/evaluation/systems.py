@@ -34,7 +34,9 @@ def run_of(system: str, data: EvaluationSet) -> Run:
         if data.corpus is None:
             raise ValueError("BM25 needs a corpus, and this test set has none")
         index = BM25({docid: text for _, docid, text in read_texts(data.corpus, titles=True)})
-        return {qid: index.scores_of(data.queries[qid], docids) for qid, docids in data.candidates.items()}
+        return {
+            qid: index.scores_of(index.scores(data.queries[qid]), docids) for qid, docids in data.candidates.items()
+        }
     if system != FIRST_STAGE:
         return read_run(system)
     if data.first_stage is None:
