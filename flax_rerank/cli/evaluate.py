@@ -33,18 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measures", nargs="+", default=list(MEASURES), metavar="M", help="of ir-measures: nDCG@10 RR@10 AP R@100 ..."
     )
     data = parser.add_argument_group("test set")
-    data.add_argument("--beir", metavar="DIR", help="a BEIR folder, with run.txt or without")
+    data.add_argument("--beir", metavar="DIR", help="a folder of BEIR, with run.txt or without, or of NanoBEIR")
     data.add_argument("--queries", metavar="FILE", help=".jsonl (BEIR) or .tsv")
     data.add_argument("--corpus", metavar="FILE", help=".jsonl (BEIR) or .tsv")
     data.add_argument("--qrels", metavar="FILE", help="judgments, TREC's or BEIR's")
     data.add_argument("--run", metavar="FILE", help="a TREC run with the candidates")
-    data.add_argument("--split", metavar="NAME", help="of the folder's qrels; by default test, or the only one")
+    data.add_argument(
+        "--split", metavar="NAME", help="of the folder's qrels, by default test or the only one; NanoNQ, ..."
+    )
     data.add_argument(
         "--candidates", choices=CANDIDATES, help="what is ranked; by default run, or judged if there is no run"
     )
     data.add_argument("--top-k", type=int, default=100, metavar="N", help="candidates of a query at most (100)")
     data.add_argument(
-        "--always-rerank-positives", action="store_true", help="add the relevant passages that the candidates lack"
+        "--always-rerank-positives",
+        action=argparse.BooleanOptionalAction,
+        help="add the relevant passages that the candidates lack; by default for NanoBEIR alone",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object")
