@@ -9,10 +9,11 @@ from typing import Any
 
 from flax_rerank.auto import FlaxAutoReranker
 from flax_rerank.cli.loading import add_model_class, add_replicate, add_settings, given_settings, naming_options
+from flax_rerank.cli.sweep import add_sweep, print_sweep
 from flax_rerank.evaluation.compare import compare, confidence_interval
 from flax_rerank.evaluation.data import CANDIDATES, EvaluationSet, open_set
 from flax_rerank.evaluation.measures import MEASURES, Evaluation, measure, parse_measures
-from flax_rerank.evaluation.systems import FIRST_STAGE, is_model, rerank, run_of
+from flax_rerank.evaluation.systems import FIRST_STAGE, is_model, prepare, run_of, runs_of
 from flax_rerank.evaluation.trec import write_run
 from flax_rerank.jobs import files
 from flax_rerank.jobs.formats import TAG, json_line
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--per-query", metavar="FILE", help="write the values of each query, .jsonl (.gz, .zst)")
     output.add_argument("--output", metavar="FILE", help="write the scores as a TREC run")
     output.add_argument("--no-progress", action="store_true", help="show no progress bars")
+    add_sweep(parser)
     add_model_class(parser)
     group = parser.add_argument_group("settings of the reranker", "The checkpoint or the class has the defaults.")
     add_settings(group, lambda field: True)
@@ -73,7 +75,17 @@ def run(args: argparse.Namespace) -> int:
     settings = given_settings(args)
     if settings and not any(map(is_model, filter(None, (args.system, args.baseline)))):
         raise ValueError(f"{next(iter(settings))} is a setting of a reranker, and {args.system} is not one")
+    wrong = ("baseline", "per_query", "output") if args.sweep else ("plot",)
+    for name in wrong:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} does not go {'with' if args.sweep else 'without'} --sweep")
     data = open_set(args.beir, **{name: getattr(args, name) for name in SET_OPTIONS})
+    if args.sweep:
+        if not is_model(args.system):
+            raise ValueError(f"--sweep is for a reranker, and {args.system} is not one")
+        with naming_options(args.system):
+            print_sweep(args, data, settings)
+        return 0
     evaluations = _evaluate(args.system, data, args)
     if args.output is not None:
         if len(evaluations) > 1:
@@ -102,7 +114,8 @@ def _evaluate(system: str, data: EvaluationSet, args: argparse.Namespace) -> dic
         return {system: measure(run_of(system, data), data.qrels, args.measures)}
     with naming_options(system):
         reranker = FlaxAutoReranker.from_finetuned(system, model_class=args.model_class, **given_settings(args))
-    runs = rerank(reranker, data, show_progress_bar=not args.no_progress and sys.stderr.isatty())
+    show = not args.no_progress and sys.stderr.isatty()
+    runs = runs_of(reranker.run(prepare(reranker, data, show_progress_bar=show), show_progress_bar=show), data)
     return {
         system if len(runs) == 1 else f"{system}, layer {layer}": measure(scores, data.qrels, args.measures)
         for layer, scores in runs.items()

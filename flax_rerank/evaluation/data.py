@@ -108,8 +108,8 @@ def open_set(
         raise ValueError("a test set needs a BEIR folder, or queries, corpus and qrels")
     if candidates is None:
         candidates = "judged" if run is None else "run"
-    if candidates == "run" and run is None:
-        raise ValueError("candidates of a run need a run")
+    if (candidates == "run") != (run is not None):
+        raise ValueError(f"candidates is {candidates}, and {'no run is given' if run is None else f'there is {run}'}")
     judged = read_qrels(str(qrels))
     texts = _texts(str(queries), judged, "query", str(qrels))
     passages: dict[str, str] | None = None

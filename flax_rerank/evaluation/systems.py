@@ -8,7 +8,7 @@ from flax_rerank.evaluation.trec import Run, read_run
 from flax_rerank.jobs.files import compression_of
 from flax_rerank.jobs.formats import RUNS
 from flax_rerank.jobs.sources.texts import read_texts
-from flax_rerank.rerankers import AbsReranker
+from flax_rerank.rerankers import AbsReranker, Prepared, RerankOutput
 
 BY_BM25 = "bm25"
 FIRST_STAGE = "first-stage"
@@ -44,22 +44,25 @@ def run_of(system: str, data: EvaluationSet) -> Run:
     return data.first_stage
 
 
-def rerank(reranker: AbsReranker, data: EvaluationSet, **overrides: Any) -> dict[int | None, Run]:
-    """The scores of the candidates by a reranker: by cutoff layer, or under None if it has one score for each pair.
+def prepare(reranker: AbsReranker, data: EvaluationSet, **overrides: Any) -> Prepared:
+    """The pairs of a test set, ready to be run.
 
     Args:
         reranker: the reranker.
         data: the test set.
-        overrides: arguments of `compute_score`.
+        overrides: arguments of `AbsReranker.prepare`.
 
     Raises:
         ValueError: a pair that cannot be scored, by the ids of query and passage; and as `AbsReranker.prepare`.
     """
-    show = bool(overrides.pop("show_progress_bar", False))
-    prepared = reranker.prepare(data.pairs(), skip_faulty=True, show_progress_bar=show, **overrides)
+    prepared = reranker.prepare(data.pairs(), skip_faulty=True, **overrides)
     for index, reason in prepared.faults.items():
         qid, docid = data.ids()[index]
         raise ValueError(f"query {qid!r} and passage {docid!r} cannot be scored: {reason}")
-    scores = reranker.run(prepared, show_progress_bar=show).scores
-    by_layer = scores if isinstance(scores, dict) else {None: scores}
+    return prepared
+
+
+def runs_of(output: RerankOutput, data: EvaluationSet) -> dict[int | None, Run]:
+    """The runs that scores make: by cutoff layer, or under None if each pair has one score."""
+    by_layer = output.scores if isinstance(output.scores, dict) else {None: output.scores}
     return {layer: data.run_of(values.tolist()) for layer, values in by_layer.items()}
