@@ -3,6 +3,7 @@
 from flax_rerank.convert.load import (
     TorchCheckpoint,
     architectures_of,
+    family_for,
     family_of,
     model_class_of,
     open_checkpoint,
@@ -13,6 +14,7 @@ from flax_rerank.convert.load import (
 __all__ = [
     "TorchCheckpoint",
     "architectures_of",
+    "family_for",
     "family_of",
     "model_class_of",
     "open_checkpoint",

@@ -98,6 +98,12 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     raise NotImplementedError(f"architecture {asked} is not covered; covered: {', '.join(covered)}")
 
 
+def family_for(model_type: str | None, model_class: str) -> Family | None:
+    """The family of a model type that makes rerankers of a kind, a `RerankerModelClass` value, if there is one."""
+    fitting = (family for family in FAMILIES if family.model_type == model_type)
+    return next((family for family in fitting if model_class in family.model_classes.values()), None)
+
+
 @dataclass(frozen=True)
 class TorchCheckpoint:
     """A PyTorch checkpoint whose tensors fill the parameters of a module. No tensor is read before it is asked for.

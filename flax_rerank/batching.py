@@ -106,11 +106,11 @@ class Planner:
         """
         longest_first = -np.sort(-lengths)
         top = min(-(-int(longest_first[0]) // GRID) * GRID, self.limit)
-        choices = [_fit_lengths(longest_first, top, TABLE_SIZE)]
+        choices = [fit_lengths(longest_first, top, TABLE_SIZE)]
         if len(lengths) > self.multiple:
             rest = longest_first[self.multiple :]
             below = min(-(-int(rest[0]) // GRID) * GRID, top)
-            choices.append(sorted({*_fit_lengths(rest, below, TABLE_SIZE - 1), top}))
+            choices.append(sorted({*fit_lengths(rest, below, TABLE_SIZE - 1), top}))
         tables = [self._even_rows(lengths, choice) for choice in choices]
         return min(tables, key=lambda table: computed_tokens(self.steps(lengths, table)))
 
@@ -183,7 +183,7 @@ def computed_tokens(steps: Sequence[Step]) -> int:
     return sum(step.shape.tokens for step in steps)
 
 
-def _fit_lengths(lengths: np.ndarray, top: int, size: int) -> list[int]:
+def fit_lengths(lengths: np.ndarray, top: int, size: int) -> list[int]:
     """At most `size` lengths up to `top` that pad these pairs least."""
     candidates = np.append(np.arange(GRID, top, GRID), top)
     count = np.searchsorted(np.sort(lengths), candidates, side="right").astype(np.float64)

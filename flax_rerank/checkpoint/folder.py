@@ -20,7 +20,8 @@ FORMAT_VERSION = 3
 READABLE = (2, FORMAT_VERSION)  # in 2, a stacked parameter is one array
 PARAMS = "params"
 KEPT = "kept.safetensors"
-ENTRIES = frozenset({"config.json", MANIFEST, PARAMS, KEPT, *TOKENIZER_FILES})
+CARD = "README.md"
+ENTRIES = frozenset({"config.json", MANIFEST, PARAMS, KEPT, CARD, *TOKENIZER_FILES})
 NEW, OLD = "new", "old"
 REMOVALS = 20
 

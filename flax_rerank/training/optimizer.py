@@ -9,41 +9,57 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flax_rerank.field_types import check_field_types
+from flax_rerank.settings import setting
+
 CLIP_EPSILON = 1e-6
 
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """How parameters are updated. Names and defaults are those of transformers' TrainingArguments.
+@dataclass(frozen=True, kw_only=True)
+class AdamWSettings:
+    """How parameters are updated. Names and defaults are those of transformers' TrainingArguments."""
+
+    learning_rate: float = setting(5e-5, "the highest of the schedule", metavar="RATE")
+    weight_decay: float = setting(0.0, "of all but biases and norms", metavar="DECAY")
+    adam_beta1: float = setting(0.9, "decay of Adam's mean of gradients", metavar="BETA")
+    adam_beta2: float = setting(0.999, "decay of Adam's mean of squared gradients", metavar="BETA")
+    adam_epsilon: float = setting(1e-8, "added to Adam's divisor", metavar="EPSILON")
+    max_grad_norm: float = setting(
+        1.0, "gradients are scaled to this norm if theirs is larger; 0 for no bound", metavar="NORM"
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = setting(
+        "linear", "how the learning rate falls after the warm-up"
+    )
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        for name, low, high in (
+            *(("learning_rate", 0.0, math.inf), ("weight_decay", 0.0, math.inf), ("max_grad_norm", 0.0, math.inf)),
+            *(("adam_beta1", 0.0, 1.0), ("adam_beta2", 0.0, 1.0)),
+        ):
+            if not low <= getattr(self, name) < high:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low:g} and below {high:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(AdamWSettings):
+    """AdamW (Loshchilov and Hutter, 2019) over a run of known length.
 
     Attributes:
-        learning_rate: the highest of the schedule.
-        weight_decay: of `decayed` parameters.
-        adam_beta1, adam_beta2, adam_epsilon: of AdamW (Loshchilov and Hutter, 2019).
-        max_grad_norm: gradients are scaled to this norm if theirs is larger; 0 for no bound.
-        lr_scheduler_type: how the learning rate falls to 0 after the warm-up.
-        warmup_steps: in which it rises from 0.
+        warmup_steps: in which the learning rate rises from 0.
         max_steps: of the whole run.
         average: gradients of micro batches are averaged; else summed, as in transformers 4.46 and 4.47.
 
     Raises:
-        ValueError: a schedule that does not exist, a warm-up longer than the run.
+        TypeError, ValueError: a value out of range, a warm-up longer than the run.
     """
 
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = 0
     max_steps: int = 1
     average: bool = True
 
     def __post_init__(self) -> None:
-        if self.lr_scheduler_type not in ("linear", "cosine", "constant"):
-            raise ValueError(f"lr_scheduler_type {self.lr_scheduler_type!r} is not linear, cosine or constant")
+        super().__post_init__()
         if not 0 <= self.warmup_steps <= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be between 0 and max_steps {self.max_steps}")
 

@@ -224,7 +224,7 @@ def test_new_head():
 
 
 def test_learning_rates_of_a_cosine():
-    settings = OptimizerSettings(1.0, lr_scheduler_type="cosine", warmup_steps=2, max_steps=6)
+    settings = OptimizerSettings(learning_rate=1.0, lr_scheduler_type="cosine", warmup_steps=2, max_steps=6)
     rates = [float(settings.schedule()(step)) for step in range(6)]
     wanted = [0.0, 0.5, *((1 + np.cos(np.pi * step / 4)) / 2 for step in range(4))]
     np.testing.assert_allclose(rates, wanted, atol=1e-6)
