@@ -42,9 +42,8 @@ def run(args: argparse.Namespace) -> int:
         reranker["model_class"] = args.model_class
     with job_messages(), naming_options(str(settings.teacher)):
         mined = mine(settings, **reranker)
-    print(
-        f"{settings.output}: {mined.negatives:,} negatives added to {mined.examples:,} lines; {mined.short:,} lines "
-        f"have fewer than {settings.negative_number}",
-        file=sys.stderr,
-    )
+    short = f"{mined.short:,} lines have fewer than {settings.negative_number}" if mined.short else ""
+    left_out = f"{mined.left_out:,} of them have none and are left out" if mined.left_out else ""
+    said = [f"{mined.negatives:,} negatives added to {mined.examples:,} lines", *filter(None, (short, left_out))]
+    print(f"{settings.output}: {'; '.join(said)}", file=sys.stderr)
     return 0

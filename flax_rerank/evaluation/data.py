@@ -7,9 +7,10 @@ from typing import Literal
 
 from flax_rerank.evaluation.bm25 import BM25
 from flax_rerank.evaluation.nano import is_nano, read_nano
+from flax_rerank.evaluation.texts import texts_by_id
 from flax_rerank.evaluation.trec import Qrels, Run, read_qrels, read_run
 from flax_rerank.jobs import files
-from flax_rerank.jobs.sources.texts import beir_files, read_texts
+from flax_rerank.jobs.sources.texts import beir_files
 
 File = str | PathLike[str]
 Candidates = Literal["judged", "run", "bm25"]
@@ -118,7 +119,7 @@ def open_set(
         ranked = read_run(str(run), top_k)
         first_stage = {qid: ranked.get(qid, {}) for qid in judged}
     elif candidates == "bm25":
-        passages = {docid: text for _, docid, text in read_texts(str(corpus), titles=True)}
+        passages = texts_by_id(str(corpus), titles=True)
         index = BM25(passages)
         first_stage = {qid: index.best(index.scores(texts[qid]), top_k) for qid in judged}
     chosen = _candidates(judged, first_stage, bool(always_rerank_positives))
@@ -156,7 +157,7 @@ def _candidates(judged: Qrels, first_stage: Run | None, positives: bool) -> dict
 
 def _texts(path: str, wanted: Collection[str], role: str, source: str) -> dict[str, str]:
     """The texts of these ids, which come from a file `source`. Raises ValueError for one without text."""
-    texts = {name: text for _, name, text in read_texts(path, titles=role == "passage") if name in wanted}
+    texts = texts_by_id(path, titles=role == "passage", wanted=wanted)
     missing = sorted(set(wanted) - set(texts))
     if missing:
         named = ", ".join(map(repr, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")

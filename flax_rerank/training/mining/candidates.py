@@ -6,8 +6,8 @@ from itertools import islice
 from typing import Protocol
 
 from flax_rerank.evaluation.bm25 import BM25
+from flax_rerank.evaluation.texts import texts_by_id
 from flax_rerank.evaluation.trec import read_run
-from flax_rerank.jobs.sources.texts import read_texts
 from flax_rerank.training.mining.examples import Example, read_pool, same
 from flax_rerank.training.mining.settings import MiningSettings
 
@@ -69,7 +69,7 @@ class RankedPool:
         """Read the run. Raises ValueError for a line at fault, and for a passage of the run without text."""
         ranked = read_run(run)
         wanted = {docid for scores in ranked.values() for docid in scores}
-        passages = {docid: text for _, docid, text in read_texts(corpus, titles=True) if docid in wanted}
+        passages = texts_by_id(corpus, titles=True, wanted=wanted)
         if len(passages) < len(wanted):
             first = min(wanted - passages.keys())
             raise ValueError(
@@ -77,7 +77,7 @@ class RankedPool:
             )
         self.texts: Mapping[str, str] = _by_key(passages.values())
         self._ranked: dict[str, dict[str, float]] = {}
-        for _, qid, text in read_texts(queries, titles=False):
+        for qid, text in texts_by_id(queries, titles=False).items():
             found = self._ranked.setdefault(same(text), {})
             for docid, score in ranked.get(qid, {}).items():
                 found.setdefault(same(passages[docid]), score)

@@ -28,14 +28,16 @@ class Mined(NamedTuple):
     """What mining did.
 
     Attributes:
-        examples: lines.
+        examples: lines of the input.
         negatives: that were added.
-        short: lines that have fewer negatives than were asked for.
+        short: lines that got fewer negatives than were asked for.
+        left_out: those of them that have none, with which nothing can be trained. They are not in the output.
     """
 
     examples: int
     negatives: int
     short: int
+    left_out: int
 
 
 def mine(settings: MiningSettings, **reranker: Any) -> Mined:
@@ -140,7 +142,7 @@ def _chosen(scores: str, examples: Sequence[Example], settings: MiningSettings) 
 
 def _write(settings: MiningSettings, examples: Sequence[Example], chosen: Iterable[Chosen]) -> Mined:
     """Write the lines with their negatives."""
-    negatives = short = 0
+    negatives = short = left_out = 0
     with files.open_output(settings.output) as sink:
         for example, (positives, added, kept) in zip(examples, chosen, strict=True):
             record = {name: value for name, value in example.record.items() if name not in REPLACED}
@@ -150,7 +152,10 @@ def _write(settings: MiningSettings, examples: Sequence[Example], chosen: Iterab
                 record["neg"] = [text for text, _ in (*kept, *added)]
                 record["pos_scores"] = positives
                 record["neg_scores"] = [score for _, score in (*kept, *added)]
-            sink.write(json_line(record))
             negatives += len(added)
             short += len(added) < settings.negative_number
-    return Mined(len(examples), negatives, short)
+            if record["neg"] or settings.negative_number == 0:
+                sink.write(json_line(record))
+            else:
+                left_out += 1
+    return Mined(len(examples), negatives, short, left_out)

@@ -56,6 +56,7 @@ def test_the_split_is_test_or_the_only_one(beir):
         ("qrels/test.tsv", "q1\tp1\tyes\n", r"test.tsv:6: the relevance 'yes' is not an integer"),
         ("qrels/test.tsv", "q1 p1\n", r"test.tsv:6: 2 columns where there should be 4"),
         ("qrels/test.tsv", "q7 0 p1 1\n", r"queries.jsonl has no text for 1 query ids of .*test.tsv: 'q7'"),
+        ("corpus.jsonl", '{"_id": "p1", "text": "x"}\n', r"corpus.jsonl:5: 'p1' has a text already"),
         ("run.txt", "q1 Q0 p1 4 0.1 bm25\n", r"run.txt:4: query 'q1' has 'p1' already"),
         ("run.txt", "q1 Q0 p1 4 nan bm25\n", r"run.txt:4: rank 4 and score nan"),
         ("run.txt", "q1 Q0 p8 4 9.0 bm25\n", r"corpus.jsonl has no text for 1 passage ids of .*run.txt: 'p8'"),

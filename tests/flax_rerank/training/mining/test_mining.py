@@ -44,12 +44,12 @@ def counts(record):
 def test_negatives_come_from_the_ranks_and_other_fields_stay(settings, tmp_path):
     # Passages rank by how often they name the animal; the positive is left out.
     mined = mine(settings(range_for_sampling="0-6", negative_number=5, sampling_strategy="top"))
-    assert mined == Mined(6, 30, 0)
+    assert mined == Mined(6, 30, 0, 0)
     for record, name in zip(read(tmp_path / "mined.jsonl"), ANIMALS, strict=True):
         assert (record["query"], record["pos"], record["id"]) == (name, [f"{name} answer"], name)
         assert counts(record) == [8, 7, 6, 5, 4]
     mined = mine(settings(range_for_sampling="2-5", negative_number=5, fill=False, overwrite=True))
-    assert mined == Mined(6, 18, 6)
+    assert mined == Mined(6, 18, 6, 0)
     assert [sorted(counts(record)) for record in read(tmp_path / "mined.jsonl")] == [[4, 5, 6]] * 6
 
 
@@ -63,7 +63,7 @@ def test_the_seed_decides_what_is_drawn(settings, tmp_path):
 
 
 def test_passages_are_drawn_at_random_where_the_ranks_have_too_few(settings, tmp_path):
-    assert mine(settings(range_for_sampling="4-9", negative_number=12)) == Mined(6, 72, 0)
+    assert mine(settings(range_for_sampling="4-9", negative_number=12)) == Mined(6, 72, 0, 0)
     for record in read(tmp_path / "mined.jsonl"):
         assert len(set(record["neg"])) == 12
         found = [count for count in counts(record) if count]
@@ -92,9 +92,9 @@ def test_negatives_come_from_a_run(tmp_path, settings):
     files = {"run": "run.txt", "queries": "queries.jsonl", "corpus": "corpus.jsonl"}
     given = {name: tmp_path / file for name, file in files.items()} | {"candidate_pool": None}
     strategy = {"sampling_strategy": "top", "fill": False, "max_score": 8.0}
-    assert mine(settings(**given, **strategy, range_for_sampling="0-3")) == Mined(6, 3, 6)
-    records = read(tmp_path / "mined.jsonl")
-    assert [record["neg"] for record in records[:3]] == [["passage 1", "passage 2"], ["passage 5"], []]
+    assert mine(settings(**given, **strategy, range_for_sampling="0-3")) == Mined(6, 3, 6, 4)
+    # The queries that the run does not have are left out.
+    assert [record["neg"] for record in read(tmp_path / "mined.jsonl")] == [["passage 1", "passage 2"], ["passage 5"]]
     write(tmp_path / "corpus.jsonl", [{"_id": "0", "text": "passage 0"}])
     with pytest.raises(ValueError, match=r"corpus.jsonl has no text for 4 passages of .*run.txt: '1'"):
         mine(settings(**given, overwrite=True))
@@ -206,7 +206,7 @@ def test_the_command_mines_and_refuses_to_replace_its_output(settings, tmp_path,
     arguments += ["--candidate-pool", str(tmp_path / "pool.jsonl"), "--negative-number", "2", "--no-progress"]
     settings()
     assert main(arguments) == 0
-    assert "out.jsonl: 12 negatives added to 6 lines; 0 lines have fewer than 2" in capsys.readouterr().err
+    assert "out.jsonl: 12 negatives added to 6 lines\n" in capsys.readouterr().err
     assert main(arguments) == 1
     assert "out.jsonl exists. Give another output, or overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite", "--max-length", "9"]) == 1
