@@ -1,13 +1,12 @@
 """Score pairs, or rerank a TREC run: a job that can be stopped at any time and started again."""
 
 import argparse
-import logging
-import signal
 import sys
 from dataclasses import fields
 
 from flax_rerank.cli.loading import add_model_class, add_replicate, add_settings, given_settings, naming_options
 from flax_rerank.cli.options import add_options, given
+from flax_rerank.cli.stopping import job_messages
 from flax_rerank.jobs.options import JobOptions
 from flax_rerank.jobs.score import score_files
 from flax_rerank.jobs.summary import in_words
@@ -39,16 +38,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         As `score_files`; a setting that the reranker's class does not have is a ValueError that names its option.
     """
-    logging.basicConfig(format="flax-rerank: %(message)s")
-    logging.getLogger("flax_rerank").setLevel(logging.INFO)
     options = JobOptions(**given(args, JobOptions))
-    try:
-        with naming_options(args.model):
-            result = score_files(args.model, options, model_class=args.model_class, **given_settings(args))
-    except SystemExit:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # a second one would end the process with another code
-        raise
+    with job_messages(), naming_options(args.model):
+        result = score_files(args.model, options, model_class=args.model_class, **given_settings(args))
     if result.summary is not None:
         print(in_words(result.summary), file=sys.stderr)
         if not result.complete:

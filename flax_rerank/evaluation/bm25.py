@@ -1,7 +1,8 @@
 """BM25 over a corpus in memory, by bm25s (extra `evaluate`)."""
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class BM25:
             raise ValueError("BM25 finds nothing: no passage has a word")
         self.ids = [*passages]
         self._places = {docid: place for place, docid in enumerate(self.ids)}
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets DEBUG
         self._index = bm25s.BM25(k1=K1, b=B)
         self._index.index(found, show_progress=False)
 
@@ -46,21 +48,19 @@ class BM25:
             return np.zeros(len(self.ids), np.float32)
         return self._index.get_scores(known)
 
-    def scores_of(self, query: str, ids: Sequence[str]) -> dict[str, float]:
-        """The scores of some passages, by their ids. Raises KeyError for one that is not indexed."""
-        scores = self.scores(query)
+    def scores_of(self, scores: np.ndarray, ids: Iterable[str]) -> dict[str, float]:
+        """Those of some passages among `scores`. Raises KeyError for a passage that is not indexed."""
         return {docid: float(scores[self._places[docid]]) for docid in ids}
 
-    def search(self, query: str, top_k: int) -> dict[str, float]:
-        """The ids and scores of the best passages, best first. Of equal scores, the earlier passage comes first.
-        Passages that share no term with the query are left out."""
-        scores = self.scores(query)
+    def best(self, scores: np.ndarray, top_k: int) -> dict[str, float]:
+        """The passages of the best `scores`, best first. Of equal scores, the earlier passage comes first. Passages
+        that share no term with the query are left out."""
         found = np.flatnonzero(scores > 0)
         if len(found) > top_k:
             least = np.partition(scores[found], -top_k)[-top_k]
             found = found[scores[found] >= least]
-        best = found[np.argsort(-scores[found], kind="stable")][:top_k]
-        return {self.ids[place]: float(scores[place]) for place in best}
+        order = found[np.argsort(-scores[found], kind="stable")][:top_k]
+        return {self.ids[place]: float(scores[place]) for place in order}
 
 
 def terms(text: str) -> list[str]:

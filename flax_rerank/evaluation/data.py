@@ -6,9 +6,11 @@ from os import PathLike
 from typing import Literal
 
 from flax_rerank.evaluation.bm25 import BM25
+from flax_rerank.evaluation.nano import is_nano, read_nano
+from flax_rerank.evaluation.texts import texts_by_id
 from flax_rerank.evaluation.trec import Qrels, Run, read_qrels, read_run
 from flax_rerank.jobs import files
-from flax_rerank.jobs.sources.texts import beir_files, read_texts
+from flax_rerank.jobs.sources.texts import beir_files
 
 File = str | PathLike[str]
 Candidates = Literal["judged", "run", "bm25"]
@@ -26,6 +28,7 @@ class EvaluationSet:
         qrels: how relevant passages are to a query: 0 is not relevant.
         candidates: the passages to rank for each judged query, those of the first stage in its order.
         first_stage: the first stage's scores of the candidates that it found, if there is a first stage.
+        corpus: the file of all passages.
     """
 
     queries: Mapping[str, str]
@@ -33,14 +36,15 @@ class EvaluationSet:
     qrels: Qrels
     candidates: Mapping[str, Sequence[str]]
     first_stage: Run | None = None
+    corpus: str | None = None
 
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs of query and passage to score, query by query."""
-        return [(self.queries[qid], self.passages[docid]) for qid, docid in self._ids()]
+        return [(self.queries[qid], self.passages[docid]) for qid, docid in self.ids()]
 
     def run_of(self, scores: Sequence[float]) -> dict[str, dict[str, float]]:
         """The run that scores of `pairs` make. Raises ValueError for another number of scores than of pairs."""
-        ids = self._ids()
+        ids = self.ids()
         if len(scores) != len(ids):
             raise ValueError(f"{len(scores)} scores for {len(ids)} pairs")
         run: dict[str, dict[str, float]] = {qid: {} for qid in self.candidates}
@@ -48,7 +52,8 @@ class EvaluationSet:
             run[qid][docid] = float(score)
         return run
 
-    def _ids(self) -> list[tuple[str, str]]:
+    def ids(self) -> list[tuple[str, str]]:
+        """The ids of query and passage of each of `pairs`."""
         return [(qid, docid) for qid, docids in self.candidates.items() for docid in docids]
 
 
@@ -62,32 +67,41 @@ def open_set(
     split: str | None = None,
     candidates: Candidates | None = None,
     top_k: int = 100,
-    always_rerank_positives: bool = False,
+    always_rerank_positives: bool | None = None,
 ) -> EvaluationSet:
     """Read a test set.
 
     Args:
-        path: a BEIR folder: queries.jsonl, corpus.jsonl, qrels/*.tsv, and run.txt if it has one.
+        path: a BEIR folder: queries.jsonl, corpus.jsonl, qrels/*.tsv, and run.txt if it has one; or a folder of
+            NanoBEIR, see `flax_rerank.evaluation.nano`.
         queries: .jsonl (BEIR) or .tsv. This file and the next ones take the place of the folder's.
         corpus: as `queries`.
         qrels: TREC's lines of "qid 0 docid relevance", or BEIR's of qid, docid and relevance.
         run: a TREC run.
-        split: which of the folder's qrels; by default test, or the only one.
+        split: which of the folder's qrels, by default test or the only one; the set of NanoBEIR.
         candidates: what is ranked: the judged passages, the run's, or those that BM25 finds in the corpus. By default
             the run's, or the judged ones if there is no run.
         top_k: how many candidates a query has at most, if they come from the run or BM25.
-        always_rerank_positives: add the relevant passages that the run or BM25 missed, as NanoBEIR's protocol does.
+        always_rerank_positives: add the relevant passages that the run or BM25 missed; by default for NanoBEIR alone.
 
     Raises:
         ValueError: a line at fault, as "path:line: reason"; an id without text; options that contradict each other.
         FileNotFoundError: a file that the folder should have.
         ImportError: bm25s is not installed, which candidates by BM25 need.
     """
-    if path is not None:
-        folder = str(path)
+    if candidates not in (None, *CANDIDATES):
+        raise ValueError(f"candidates is {candidates!r}; it must be one of {', '.join(CANDIDATES)}")
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    folder = None if path is None else str(path)
+    if folder is not None and is_nano(folder):
+        if any(option is not None for option in (queries, corpus, qrels, run, candidates)):
+            raise ValueError(f"{folder} is NanoBEIR's, with candidates of its own: no files or candidates go with it")
+        return _open_nano(folder, split, top_k, always_rerank_positives is not False)
+    if folder is not None:
         if queries is None or corpus is None:
-            found = beir_files(folder)
-            queries, corpus = queries or found[0], corpus or found[1]
+            texts_of = beir_files(folder)
+            queries, corpus = queries or texts_of[0], corpus or texts_of[1]
         qrels = qrels or _qrels_of(folder, split)
         if run is None and candidates in (None, "run") and "run.txt" in files.sizes(folder):
             run = f"{folder}/run.txt"
@@ -95,12 +109,8 @@ def open_set(
         raise ValueError("a test set needs a BEIR folder, or queries, corpus and qrels")
     if candidates is None:
         candidates = "judged" if run is None else "run"
-    if candidates == "run" and run is None:
-        raise ValueError("candidates of a run need a run")
-    if candidates not in CANDIDATES:
-        raise ValueError(f"candidates is {candidates!r}; it must be one of {', '.join(CANDIDATES)}")
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    if (candidates == "run") != (run is not None):
+        raise ValueError(f"candidates is {candidates}, and {'no run is given' if run is None else f'there is {run}'}")
     judged = read_qrels(str(qrels))
     texts = _texts(str(queries), judged, "query", str(qrels))
     passages: dict[str, str] | None = None
@@ -109,24 +119,45 @@ def open_set(
         ranked = read_run(str(run), top_k)
         first_stage = {qid: ranked.get(qid, {}) for qid in judged}
     elif candidates == "bm25":
-        passages = {docid: text for _, docid, text in read_texts(str(corpus), titles=True)}
+        passages = texts_by_id(str(corpus), titles=True)
         index = BM25(passages)
-        first_stage = {qid: index.search(texts[qid], top_k) for qid in judged}
-    chosen = {qid: list(docids) for qid, docids in (judged if first_stage is None else first_stage).items()}
-    if always_rerank_positives and first_stage is not None:
-        for qid, docids in chosen.items():
-            docids += [
-                docid for docid, relevance in judged[qid].items() if relevance > 0 and docid not in first_stage[qid]
-            ]
+        first_stage = {qid: index.best(index.scores(texts[qid]), top_k) for qid in judged}
+    chosen = _candidates(judged, first_stage, bool(always_rerank_positives))
     wanted = {docid for docids in chosen.values() for docid in docids}
     if passages is None:
         passages = _texts(str(corpus), wanted, "passage", str(run if candidates == "run" else qrels))
-    return EvaluationSet(texts, passages, judged, chosen, first_stage)
+    return EvaluationSet(texts, passages, judged, chosen, first_stage, str(corpus))
+
+
+def _open_nano(folder: str, split: str | None, top_k: int, positives: bool) -> EvaluationSet:
+    queries, passages, judged, run = read_nano(folder, split, top_k)
+    first_stage = {qid: run.get(qid, {}) for qid in judged}
+    chosen = _candidates(judged, first_stage, positives)
+    for role, texts, wanted in (
+        ("query", queries, {*judged}),
+        ("passage", passages, {docid for docids in chosen.values() for docid in docids}),
+    ):
+        if missing := wanted - texts.keys():
+            raise ValueError(f"{folder} has no text for the {role} {min(missing)!r}")
+    return EvaluationSet(queries, passages, judged, chosen, first_stage)
+
+
+def _candidates(judged: Qrels, first_stage: Run | None, positives: bool) -> dict[str, list[str]]:
+    """The passages to rank for each query: the judged ones, or those of the first stage; with the positives that it
+    missed, if they are wanted."""
+    if first_stage is None:
+        return {qid: list(docids) for qid, docids in judged.items()}
+    chosen = {qid: list(docids) for qid, docids in first_stage.items()}
+    if positives:
+        for qid, docids in chosen.items():
+            relevant = [docid for docid, relevance in judged[qid].items() if relevance > 0]
+            docids += [docid for docid in relevant if docid not in first_stage[qid]]
+    return chosen
 
 
 def _texts(path: str, wanted: Collection[str], role: str, source: str) -> dict[str, str]:
     """The texts of these ids, which come from a file `source`. Raises ValueError for one without text."""
-    texts = {name: text for _, name, text in read_texts(path, titles=role == "passage") if name in wanted}
+    texts = texts_by_id(path, titles=role == "passage", wanted=wanted)
     missing = sorted(set(wanted) - set(texts))
     if missing:
         named = ", ".join(map(repr, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")

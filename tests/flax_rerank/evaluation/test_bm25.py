@@ -16,7 +16,7 @@ def test_terms_are_words_and_pairs_of_characters_where_nothing_separates_words()
 
 def test_scores_are_lucenes():
     index = BM25({"a": "cat cat dog", "b": "cat", "c": "fish and dog"})
-    found = index.scores_of("Cat unknown", ["b", "a", "c"])
+    found = index.scores_of(index.scores("Cat unknown"), ["b", "a", "c"])
 
     def score(frequency, length):  # idf times saturated frequency; 7/3 is the mean length
         return (
@@ -30,9 +30,9 @@ def test_scores_are_lucenes():
 
 def test_the_best_come_first_and_equal_ones_in_the_order_of_the_corpus():
     index = BM25({"c": "dog", "a": "cat", "d": "cat cat", "b": "cat", "e": "cat"})
-    assert list(index.search("cat", 10)) == ["d", "a", "b", "e"]
-    assert list(index.search("cat", 3)) == ["d", "a", "b"]
-    assert index.search("bird", 3) == {}
+    assert list(index.best(index.scores("cat"), 10)) == ["d", "a", "b", "e"]
+    assert list(index.best(index.scores("cat"), 3)) == ["d", "a", "b"]
+    assert index.best(index.scores("bird"), 3) == {}
 
 
 def test_passages_without_words_are_refused():

@@ -1,27 +1,8 @@
 """Test sets: folders and files, candidates, and what is wrong with them."""
 
-import json
-
 import pytest
 
 from flax_rerank.evaluation import open_set
-
-PASSAGES = {"p1": ("Cats", "cats purr"), "p2": ("", "dogs bark at cats"), "p3": ("Fish", "swim"), "p4": ("", "birds")}
-
-
-@pytest.fixture
-def beir(tmp_path):
-    """A BEIR folder with a run."""
-    lines = [{"_id": qid, "text": text} for qid, text in [("q1", "cats"), ("q2", "fish"), ("q3", "not judged")]]
-    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lines = [{"_id": docid, "title": title, "text": text} for docid, (title, text) in PASSAGES.items()]
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "test.tsv").write_text(
-        "query-id\tcorpus-id\tscore\nq1\tp1\t2\nq1\tp4\t0\nq2\tp3\t1\nq2\tp4\t1\n"
-    )
-    (tmp_path / "run.txt").write_text("q1 Q0 p2 1 3.5 bm25\nq1 Q0 p1 2 1.5 bm25\nq1 Q0 p4 3 0.5 bm25\n")
-    return tmp_path
 
 
 def test_candidates_are_those_of_the_run_of_the_folder(beir):
@@ -75,6 +56,7 @@ def test_the_split_is_test_or_the_only_one(beir):
         ("qrels/test.tsv", "q1\tp1\tyes\n", r"test.tsv:6: the relevance 'yes' is not an integer"),
         ("qrels/test.tsv", "q1 p1\n", r"test.tsv:6: 2 columns where there should be 4"),
         ("qrels/test.tsv", "q7 0 p1 1\n", r"queries.jsonl has no text for 1 query ids of .*test.tsv: 'q7'"),
+        ("corpus.jsonl", '{"_id": "p1", "text": "x"}\n', r"corpus.jsonl:5: 'p1' has a text already"),
         ("run.txt", "q1 Q0 p1 4 0.1 bm25\n", r"run.txt:4: query 'q1' has 'p1' already"),
         ("run.txt", "q1 Q0 p1 4 nan bm25\n", r"run.txt:4: rank 4 and score nan"),
         ("run.txt", "q1 Q0 p8 4 9.0 bm25\n", r"corpus.jsonl has no text for 1 passage ids of .*run.txt: 'p8'"),
