@@ -194,11 +194,10 @@ class _Trial:
             return
         shard = self.workload.shard(self.scorer.spec)
         prepared = self.scorer.plan(shard)
-        static = prepared.call.static(shard, [shape.length for shape in prepared.table])
         found.steps = {}
         for shape, times in _shapes_of(prepared.steps, only_main).items():
             try:
-                step = self._fit(shape, static(shape.length))
+                step = self._fit(shape, prepared.call.static(shape))
             except DoesNotFit as error:
                 found.refused, found.steps = str(error), {}
                 return

@@ -39,7 +39,7 @@ def fail_above(model, tokens, error, late):
     seen = []
 
     def limited(shape, static):
-        seen.append(tuple(shape))
+        seen.append((shape.rows, shape.length))
 
         def fail(params, batch):
             if late:
@@ -123,7 +123,7 @@ def test_a_scorer_forgets_the_programs_that_it_used_least_recently(bert, monkeyp
     monkeypatch.setattr("flax_rerank.scoring.MOST_PROGRAMS", 2)
     for length in (64, 96, 64, 128):
         bert.run(bert.prepare(PAIRS, table=(Shape(4, length),)))
-    assert [shape for shape, _ in bert._scorer._programs] == [(4, 64), (4, 128)]
+    assert [shape for shape, _ in bert._scorer._programs] == [Shape(4, 64), Shape(4, 128)]
 
 
 def test_a_reranker_keeps_few_of_the_tables_that_it_made(bert, monkeypatch):
