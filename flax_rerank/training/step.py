@@ -127,6 +127,16 @@ class TrainingStep:
         step = jax.device_put(jnp.zeros((), jnp.int32), self.shardings.step)
         return State(dict(trained), make(dict(trained)), step)
 
+    def abstract_state(self, shapes: Mapping[str, tuple[int, ...]]) -> State:
+        """Shapes, dtypes and shardings of the state of trained parameters of these shapes."""
+        trained = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+        state = State(trained, jax.eval_shape(self._optimizer.init, trained), jax.ShapeDtypeStruct((), jnp.int32))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            state,
+            self.shardings,
+        )
+
     def __call__(
         self,
         state: State,
