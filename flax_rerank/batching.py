@@ -216,11 +216,6 @@ def max_step_tokens(platform: str, width: int) -> int:
     return next(tokens for limit, tokens in MAX_STEP_TOKENS_ON_CPU.items() if width <= limit)
 
 
-def computed_tokens(steps: Sequence[Step]) -> int:
-    """Rows times length, over all steps."""
-    return sum(step.shape.tokens for step in steps)
-
-
 def extended(table: Table, limit: int, most_around: int, multiple: int) -> Table:
     """A table with a few more shapes, each twice as long as the one before, so that every input fits one of them.
 
@@ -247,6 +242,11 @@ def _work(steps: Sequence[Step]) -> int:
 def _covers(table: Table, lengths: np.ndarray, around: Around) -> bool:
     longest = table[-1]
     return lengths.max() <= longest.length and np.max(around) <= (longest.around or longest.length)
+
+
+def computed_tokens(steps: Sequence[Step]) -> int:
+    """Rows times length, over all steps."""
+    return sum(step.shape.tokens for step in steps)
 
 
 def _fit_lengths(lengths: np.ndarray, top: int, size: int) -> list[int]:
