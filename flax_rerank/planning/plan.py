@@ -89,11 +89,6 @@ class Plan:
             return None
         return self.workload.pairs / self.best.pairs_per_second / 3600
 
-    @property
-    def cost(self) -> float | None:
-        """Of the job, in the currency of `price`."""
-        return None if self.hours is None or self.price is None else self.hours * self.topology.chips * self.price
-
 
 def make_plan(
     spec: Spec,

@@ -52,7 +52,7 @@ def as_dict(plan: Plan, nearest: Plan | None = None) -> dict[str, Any]:
         "best": plan.best and _mesh(plan, plan.best),
         "others": [_mesh(plan, each) for each in plan.others],
         "nearest": nearest and nearest.best and {"topology": nearest.topology.name, "mesh": nearest.best.mesh},
-        "job": {"pairs": plan.workload.pairs} | _costs(plan),
+        "job": {"pairs": plan.workload.pairs} | costs(plan),
     }
 
 
@@ -90,17 +90,16 @@ def training_as_dict(plan: TrainingPlan) -> dict[str, Any]:
         "step": step and _step(topology, step),
         "others": plan.others,
         "job": {"examples": plan.training.examples, "examples_per_step": plan.examples_per_step, "steps": plan.steps}
-        | _costs(plan),
+        | costs(plan),
     }
 
 
-def _costs(plan: Plan | TrainingPlan) -> dict[str, float | None]:
-    return {
-        "hours": plan.hours,
-        "chip_hours": plan.hours and plan.hours * plan.topology.chips,
-        "price_per_chip_hour": plan.price,
-        "price": plan.cost,
-    }
+def costs(plan: Plan | TrainingPlan) -> dict[str, float | None]:
+    """Lower bounds of what a job or a run takes and costs; None for what does not follow from what is known."""
+    hours, price = plan.hours, plan.price
+    chip_hours = None if hours is None else hours * plan.topology.chips
+    total = None if chip_hours is None or price is None else chip_hours * price
+    return {"hours": hours, "chip_hours": chip_hours, "price_per_chip_hour": price, "price": total}
 
 
 def _mesh(plan: Plan, mesh: MeshPlan) -> dict[str, Any]:
@@ -160,9 +159,10 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 
 def _totals(rows: dict[str, str], what: str, count: int | None, plan: Plan | TrainingPlan) -> list[str]:
     """A lower bound of what `count` pairs or steps take."""
+    found = costs(plan)
     if plan.hours is not None:
         rows = {what: f"{count:,}"} | rows
-        rows |= {"hours at least": f"{plan.hours:.2f}", "chip hours": f"{plan.hours * plan.topology.chips:.2f}"}
-    if plan.cost is not None:
-        rows |= {"a chip hour costs": f"{plan.price:,.2f}", "price": f"{plan.cost:,.2f}"}
+        rows |= {"hours at least": f"{plan.hours:.2f}", "chip hours": f"{found['chip_hours']:.2f}"}
+    if found["price"] is not None:
+        rows |= {"a chip hour costs": f"{plan.price:,.2f}", "price": f"{found['price']:,.2f}"}
     return _table([tuple(rows), tuple(rows.values())])

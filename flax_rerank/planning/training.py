@@ -89,11 +89,6 @@ class TrainingPlan:
             return None
         return self.steps * self.step.seconds / 3600
 
-    @property
-    def cost(self) -> float | None:
-        """Of the run, in the currency of `price`."""
-        return None if self.hours is None or self.price is None else self.hours * self.topology.chips * self.price
-
 
 def plan_training(
     spec: Spec, topology: Topology, training: Training, *, mesh: str | None = None, price: float | None = None

@@ -9,6 +9,7 @@ from flax_rerank.dtypes import FLOAT32
 from flax_rerank.params import shapes_of
 from flax_rerank.planning import hlo
 from flax_rerank.planning.published import find_spec
+from flax_rerank.planning.report import costs
 from flax_rerank.planning.topology import find_topology
 from flax_rerank.planning.training import Training, plan_training
 from flax_rerank.training.lora import LoRASettings, target_paths, trained_shapes
@@ -71,4 +72,4 @@ def test_a_run_has_a_time_and_a_price(planned):
     assert (plan.examples_per_step, plan.steps) == (8, 12_500)
     assert plan.step.flops / 197e12 <= plan.step.seconds < 1
     assert plan.hours == 12_500 * plan.step.seconds / 3600
-    assert plan.cost == pytest.approx(8 * 1.2 * plan.hours)
+    assert costs(plan)["price"] == pytest.approx(8 * 1.2 * plan.hours)

@@ -11,7 +11,7 @@ from flax_rerank.dtypes import FLOAT32
 from flax_rerank.operations import all_scores, count_work, sizes_of
 from flax_rerank.params import shapes_of
 from flax_rerank.planning import training as module
-from flax_rerank.planning.report import training_as_text
+from flax_rerank.planning.report import costs, training_as_text
 from flax_rerank.planning.step import DoesNotFit, StepPlan
 from flax_rerank.planning.topology import find_topology
 from flax_rerank.planning.training import Training, TrainingPlan, plan_training
@@ -73,7 +73,7 @@ def test_the_next_mesh_is_tried_where_a_step_does_not_fit(small, monkeypatch):
     assert tried == ["data=4", "data=2,model=2", "data=1,model=4"]
     assert plan.mesh == "data=1,model=4"
     # 8 examples a step of 2 seconds.
-    assert (plan.steps, plan.hours, plan.cost) == (126, 252 / 3600, 252 / 3600 * 4 * 1.5)
+    assert (plan.steps, plan.hours, costs(plan)["price"]) == (126, 252 / 3600, 252 / 3600 * 4 * 1.5)
     text = training_as_text(plan)
     assert "data=4: a step of 8 x 64 takes 20.00 GiB of a device's 16.00 GiB" in text
     assert "data=2,model=2: the vocabulary does not divide" in text
@@ -81,7 +81,7 @@ def test_the_next_mesh_is_tried_where_a_step_does_not_fit(small, monkeypatch):
     with pytest.raises(MeshError, match="does not divide"):
         plan_training(small(), find_topology("cpu:4"), training, mesh="data=2,model=2")
     nothing = plan_training(small(), find_topology("cpu:4"), training, mesh="data=4")
-    assert (nothing.mesh, nothing.step, nothing.steps, nothing.cost) == (None, None, None, None)
+    assert (nothing.mesh, nothing.step, nothing.steps, nothing.hours) == (None, None, None, None)
     assert "fits no mesh of cpu:4: take gradient checkpointing, LoRA" in training_as_text(nothing)
 
 
