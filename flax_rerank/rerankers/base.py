@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from flax_rerank.batching import Planner, Step, Table, computed_tokens, max_step_tokens
+from flax_rerank.batching import FIT_FROM, Planner, Step, Table, computed_tokens, max_step_tokens
 from flax_rerank.dtypes import DTypes, choose_dtype
 from flax_rerank.params import load_arrays, shape_faults, shapes_of, with_params
 from flax_rerank.rerankers.call import Call, resolve
@@ -317,7 +317,8 @@ class AbsReranker(ABC):
         )
         most = max_step_tokens(self._platform, self.spec.config.hidden_size)
         prepared = plan(call, tokenized, table, self._tables, self._scorer.row_multiple, most, skip_faulty)
-        if table is None and prepared.table and prepared.table not in self._tables:
+        fitted = table is None and sum(len(step.pairs) for step in prepared.steps) >= FIT_FROM
+        if fitted and prepared.table not in self._tables:
             self._tables = (prepared.table, *self._tables)[:MOST_TABLES]
         return prepared
 

@@ -9,7 +9,7 @@ import pytest
 from reference_cases import CASES, load_case
 
 from flax_rerank import FlaxReranker
-from flax_rerank.batching import Shape, Step
+from flax_rerank.batching import FIT_FROM, Shape, Step
 from flax_rerank.dtypes import DTypes
 from flax_rerank.text.pairs import as_pairs
 
@@ -128,9 +128,14 @@ def test_a_scorer_forgets_the_programs_that_it_used_least_recently(bert, monkeyp
 
 def test_a_reranker_keeps_few_of_the_tables_that_it_made(bert, monkeypatch):
     monkeypatch.setattr("flax_rerank.rerankers.base.MOST_TABLES", 2)
+    many = [(str(number), "hi") for number in range(FIT_FROM)]
     for batch_size in (8, 4, 2, 1):
-        bert.prepare(PAIRS, batch_size=batch_size)
-    assert len(bert._tables) == 2
+        bert.prepare(many, batch_size=batch_size)
+    kept = bert._tables
+    assert len(kept) == 2
+    # Those of small calls are always the same. They take no place from the others.
+    bert.prepare(PAIRS, batch_size=3)
+    assert bert._tables == kept
 
 
 # Parameters
