@@ -1,6 +1,5 @@
 """A PyTorch checkpoint folder to a Flax module."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from flax_rerank.convert.qwen3 import QWEN3
 from flax_rerank.convert.rules import Assignment, TensorSource, assign, fill
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
+from flax_rerank.json_files import read_object
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError, Index, Shape, place, shapes_of
 
@@ -43,13 +43,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a model?")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return config
+    return read_object(path)
 
 
 def architectures_of(hf: Mapping[str, Any]) -> tuple[str, ...]:

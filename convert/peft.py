@@ -1,6 +1,5 @@
 """LoRA adapters (Hu et al., 2021) in PEFT's files, merged into the tensors of their base checkpoint."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 
 from flax_rerank.convert.rules import TensorSource
 from flax_rerank.convert.torch_files import SafetensorsFiles
+from flax_rerank.json_files import read_object
 from flax_rerank.params import CheckpointError, Index, Shape
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -101,11 +101,9 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}: is it the folder of a PEFT adapter?")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_object(folder / CONFIG)
     except ValueError as error:
-        raise CheckpointError(folder, [f"{CONFIG} is not JSON: {error}"]) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(folder, [f"{CONFIG} is not a JSON object"])
+        raise CheckpointError(folder, [str(error)]) from error
     adapter = SafetensorsFiles(folder, [WEIGHTS])
     faults = [
         f"{name} = {value!r} is not supported"

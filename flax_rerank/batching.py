@@ -6,6 +6,9 @@ shorter ones, so that only the last step has empty rows.
 
 Small calls use a table that is always the same. Large ones have theirs fitted to their lengths, and it is kept for
 later calls that it serves as well.
+
+Where passages are compressed, shapes also bound the tokens around a passage, which are not. So every shape has one
+length after each compression, and one program.
 """
 
 from collections.abc import Sequence
@@ -21,24 +24,38 @@ MAX_STEP_TOKENS = 16384
 # On a CPU large steps ask the system for their memory each time, and small ones copy a layer's weights too often where
 # these are more than its caches hold.
 MAX_STEP_TOKENS_ON_CPU = {512: 1024, 2**31: 4096}  # up to a width
+SHORTEST = 32
 FIT_FROM = 256
 AS_GOOD = 1.02
 NEARLY_FULL = 0.75
 
 
 class Shape(NamedTuple):
-    """The shape of a batch."""
+    """The shape of a batch.
+
+    Attributes:
+        rows, length: of the token ids.
+        around: tokens of a row before and after its passage, at most; 0 for no bound but the length.
+    """
 
     rows: int
     length: int
+    around: int = 0
 
     @property
     def tokens(self) -> int:
         """Rows times length."""
         return self.rows * self.length
 
+    def compressed(self, ratio: int, times: int) -> tuple[int, ...]:
+        """The lengths after one, two, ... `times` compressions, in which `ratio` tokens of a passage become one."""
+        around = self.around or self.length
+        passages = [-(-max(self.length - around, 0) // ratio**time) for time in range(1, times + 1)]
+        return tuple(min(-(-(around + passage) // GRID) * GRID, self.length) for passage in passages)
+
 
 Table = tuple[Shape, ...]
+Around = np.ndarray | int
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ class Step:
     def halves(self, multiple: int) -> list["Step"]:
         """The same pairs in steps of half as many rows, which are a multiple of `multiple`."""
         rows = -(-self.shape.rows // (2 * multiple)) * multiple
-        shape = Shape(rows, self.shape.length)
+        shape = self.shape._replace(rows=rows)
         parts = self.pairs[:rows], self.pairs[rows:]
         return [Step(part, shape) for part in parts if len(part) or part is parts[0]]
 
@@ -60,8 +77,11 @@ class Step:
 class Planner:
     """What bounds a plan.
 
+    Its methods take the pairs' lengths in tokens and, with compression, the tokens around each passage.
+
     Attributes:
         limit: tokens of the longest input that there can be.
+        most_around: of these, tokens around the passage at most; 0 without compression.
         budget: tokens that a step may compute at the most; one row per device is always taken.
         multiple: rows are a multiple of this, the devices on the mesh's data axis.
         max_step_tokens: on each device.
@@ -71,19 +91,20 @@ class Planner:
     budget: int
     multiple: int = 1
     max_step_tokens: int = MAX_STEP_TOKENS
+    most_around: int = 0
 
-    def choose(self, lengths: np.ndarray, known: Sequence[Table] = ()) -> Table:
-        """The table for pairs of these lengths: the default one for few pairs; for many a fitted one, unless one of
-        the `known` computes hardly more."""
+    def choose(self, lengths: np.ndarray, known: Sequence[Table] = (), around: Around = 0) -> Table:
+        """The table for these pairs: the default one for few of them; for many a fitted one, unless one of the `known`
+        computes hardly more."""
         if len(lengths) < FIT_FROM:
-            return self.default_table(lengths)
-        fitted = self.fit_table(lengths)
-        new = self.steps(lengths, fitted)
+            return self._bounded(self.default_table(lengths), lengths, np.max(around))
+        fitted = self._bounded(self.fit_table(lengths), lengths, around)
+        new = self.steps(lengths, fitted, around)
         for table in known:
-            if table[-1].length < lengths.max() or max(map(self._tokens_above_budget, table)) > 0:
+            if not _covers(table, lengths, around) or max(map(self._tokens_above_budget, table)) > 0:
                 continue
-            steps = self.steps(lengths, table)
-            if computed_tokens(steps) <= AS_GOOD * computed_tokens(new) and len(steps) <= 2 * len(new):
+            steps = self.steps(lengths, table, around)
+            if _work(steps) <= AS_GOOD * _work(new) and len(steps) <= 2 * len(new):
                 return table
         return fitted
 
@@ -128,32 +149,49 @@ class Planner:
             taken += steps * shapes[-1].rows
         return tuple(reversed(shapes))
 
-    def covering(self, table: Table, lengths: np.ndarray) -> Table:
-        """The table, with one more shape where a pair is longer than its longest."""
-        if lengths.max() <= table[-1].length:
+    def covering(self, table: Table, lengths: np.ndarray, around: Around = 0) -> Table:
+        """The table, with one more shape if its last one is too small for a pair."""
+        if _covers(table, lengths, around):
             return table
-        rows = max(table[-1].tokens // self.limit // self.multiple, 1) * self.multiple
-        return *table, Shape(rows, self.limit)
+        return *table, _as_large(table[-1], self.limit, self.most_around, self.multiple)
 
-    def steps(self, lengths: np.ndarray, table: Table, *, fixed: bool = False) -> list[Step]:
-        """Cut pairs into steps, the longest first. None may be longer than the last of `table`.
+    def steps(self, lengths: np.ndarray, table: Table, around: Around = 0, *, fixed: bool = False) -> list[Step]:
+        """Cut pairs into steps, the longest first. All must fit the last shape of `table`.
 
         The last step has fewer rows where few are left; not if the table is `fixed`: then nothing but its shapes has
         to be compiled.
         """
-        order = np.argsort(-lengths, kind="stable")
-        ends = np.asarray([shape.length for shape in table])
+        ends, arounds = np.asarray([(shape.length, shape.around or shape.length) for shape in table]).T
+        # In a table, what fits a shape also fits all later ones.
+        first = np.maximum(np.searchsorted(ends, lengths), np.searchsorted(arounds, around))
+        order = np.lexsort((-lengths, -first))
         steps = []
         start = 0
         while start < len(order):
-            shape = table[np.searchsorted(ends, lengths[order[start]])]
+            shape = table[first[order[start]]]
             pairs = order[start : start + shape.rows]
             if len(pairs) < shape.rows * NEARLY_FULL and not fixed:
                 rows = self.multiple * _power_of_two_at_least(-(-len(pairs) // self.multiple))
-                shape = Shape(min(rows, shape.rows), shape.length)
+                shape = shape._replace(rows=min(rows, shape.rows))
             steps.append(Step(pairs, shape))
             start += len(pairs)
         return steps
+
+    def _bounded(self, table: Table, lengths: np.ndarray, around: Around) -> Table:
+        """The table, with bounds on the tokens around a passage that these pairs keep.
+
+        They are rounded up by less than a quarter, so that other pairs seldom need others.
+        """
+        if not self.most_around:
+            return table
+        around = np.broadcast_to(around, lengths.shape)
+
+        def bound(length: int) -> int:
+            most = int(around[lengths <= length].max(initial=1))
+            grid = max(_power_of_two_at_least(most) // 8, GRID)
+            return min(-(-most // grid) * grid, self.most_around, length)
+
+        return tuple(shape._replace(around=bound(shape.length)) for shape in table)
 
     def _tokens_above_budget(self, shape: Shape) -> int:
         return shape.tokens - max(self.budget, self.multiple * shape.length)
@@ -176,6 +214,34 @@ def max_step_tokens(platform: str, width: int) -> int:
     if platform != "cpu":
         return MAX_STEP_TOKENS
     return next(tokens for limit, tokens in MAX_STEP_TOKENS_ON_CPU.items() if width <= limit)
+
+
+def extended(table: Table, limit: int, most_around: int, multiple: int) -> Table:
+    """A table with a few more shapes, each twice as long as the one before, so that every input fits one of them.
+
+    Args:
+        limit, most_around, multiple: see `Planner`.
+    """
+    while (table[-1].length, table[-1].around) != (limit, most_around):
+        length = min(max(2 * table[-1].length, SHORTEST), limit)
+        around = min(max(2 * table[-1].around, SHORTEST), most_around)
+        table = *table, _as_large(table[-1], length, around, multiple)
+    return table
+
+
+def _as_large(shape: Shape, length: int, around: int, multiple: int) -> Shape:
+    """A longer shape with as many tokens, if that many rows are possible."""
+    return Shape(max(shape.tokens // length // multiple, 1) * multiple, length, around)
+
+
+def _work(steps: Sequence[Step]) -> int:
+    """What a plan computes: tokens, those that are not compressed twice."""
+    return sum(step.shape.tokens + step.shape.rows * step.shape.around for step in steps)
+
+
+def _covers(table: Table, lengths: np.ndarray, around: Around) -> bool:
+    longest = table[-1]
+    return lengths.max() <= longest.length and np.max(around) <= (longest.around or longest.length)
 
 
 def computed_tokens(steps: Sequence[Step]) -> int:

@@ -79,7 +79,7 @@ class Scorer:
         params: Params,
         pairs: TokenizedPairs,
         steps: Sequence[Step],
-        static: Callable[[int], Static],
+        static: Callable[[Shape], Static],
         *,
         show_progress_bar: bool = False,
     ) -> tuple[np.ndarray, list[Step]]:
@@ -91,7 +91,7 @@ class Scorer:
             params: the model's parameters, by their dotted paths.
             pairs: what the steps index into.
             steps: a plan that covers every pair at most once.
-            static: the model's static arguments for steps of a given length; each set is compiled on its own.
+            static: the model's static arguments for steps of a given shape; each set is compiled on its own.
 
         Returns:
             float32 [pairs, outputs of the model], in the order of `pairs`, NaN for pairs in none of the steps; and the
@@ -125,7 +125,7 @@ class Scorer:
                     left.extendleft(reversed(step.halves(self.row_multiple)))
                     continue
                 try:
-                    result = self._dispatch(params, make_batch(pairs, step), static(step.shape.length))
+                    result = self._dispatch(params, make_batch(pairs, step), static(step.shape))
                 except jax.errors.JaxRuntimeError as error:
                     left.extendleft(reversed(self._halve(step, error)))
                     continue
@@ -136,7 +136,7 @@ class Scorer:
             scores[step.pairs] = rows
         return scores, [step for step, _ in done]
 
-    def warmup(self, params: Params, shapes: Sequence[Shape], static: Callable[[int], Static]) -> None:
+    def warmup(self, params: Params, shapes: Sequence[Shape], static: Callable[[Shape], Static]) -> None:
         """Compile steps of these shapes, several at a time, and run each once on empty rows."""
 
         def run(shape: Shape) -> None:
@@ -144,7 +144,7 @@ class Scorer:
             while self._too_large(step.shape):
                 step = step.halves(self.row_multiple)[0]
             try:
-                self._dispatch(params, empty_batch(step.shape), static(shape.length)).block_until_ready()
+                self._dispatch(params, empty_batch(step.shape), static(shape)).block_until_ready()
             except jax.errors.JaxRuntimeError as error:
                 self._halve(step, error)
                 run(shape)
@@ -205,7 +205,8 @@ class Scorer:
         self.budget = min(step.shape.tokens // 2, self.budget or step.shape.tokens)
         logger.warning(
             "a step of %d x %d tokens does not fit into memory; from now on steps have %d tokens at the most",
-            *step.shape,
+            step.shape.rows,
+            step.shape.length,
             self.budget,
         )
         return step.halves(self.row_multiple)
@@ -216,7 +217,7 @@ def empty_batch(shape: Shape) -> Batch:
 
     Every row has one token, id 0.
     """
-    return np.zeros(shape, np.int32), np.ones(shape.rows, np.int32), np.ones(shape.rows, np.int32)
+    return np.zeros((shape.rows, shape.length), np.int32), np.ones(shape.rows, np.int32), np.ones(shape.rows, np.int32)
 
 
 def make_batch(pairs: TokenizedPairs, step: Step) -> Batch:

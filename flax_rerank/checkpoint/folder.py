@@ -1,7 +1,6 @@
 """The folder of a Flax checkpoint: its format, and that it appears whole or not at all."""
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_rerank.checkpoint.manifest import MANIFEST
+from flax_rerank.json_files import read_object
 from flax_rerank.params import CheckpointError
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
@@ -63,10 +63,10 @@ def refuse_foreign(
     if not there:
         return
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict) or not is_ours(config):
+        config = read_object(path / "config.json")
+    except (OSError, ValueError):
+        config = {}
+    if not is_ours(config):
         raise FileExistsError(
             f"{path} is not overwritten: it has no config.json that says that it is {what}; move it away first"
         )
@@ -159,7 +159,7 @@ def _remove(partial: Path) -> None:
         time.sleep(0.1)
 
 
-def sync(path: Path) -> None:
+def sync(path: str | Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,13 +1,13 @@
 """manifest.json: where a Flax checkpoint came from, and the sha256 of its files."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from flax_rerank.json_files import read_object
 from flax_rerank.params import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -48,8 +48,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no {MANIFEST} in {folder}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        manifest = read_object(path)
+        if not isinstance(manifest.get("files"), dict):
             raise ValueError("it lists no files")
     except ValueError as error:
         raise CheckpointError(folder, [f"{MANIFEST} is damaged ({error})"]) from error

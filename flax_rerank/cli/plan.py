@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from flax_rerank.jobs.sources import open_source
 from flax_rerank.planning.plan import make_plan, nearest_that_fits
 from flax_rerank.planning.plot import plot_speeds
 from flax_rerank.planning.published import find_spec
-from flax_rerank.planning.report import as_dict, as_text
+from flax_rerank.planning.report import as_dict, as_text, training_as_dict, training_as_text
 from flax_rerank.planning.topology import find_topology
+from flax_rerank.planning.training import Training, plan_training
 from flax_rerank.planning.workload import SHARD_ROWS, Workload, longest, of_lengths, of_sample
+from flax_rerank.training.lora import LoRASettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +44,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lengths.add_argument("--sample", type=Path, metavar="FILE", help="pairs like those to score, .jsonl or .parquet")
     job.add_argument("--query-tokens", type=_count, default=16, metavar="N", help="tokens of the query, for --lengths")
     job.add_argument("--price", type=_price, metavar="P", help="of a chip for an hour")
+    training = parser.add_argument_group(
+        "training", "With --train, the plan is that of a training of inputs of the length --max-length."
+    )
+    training.add_argument("--train", action="store_true", help="plan a training instead of a scoring job")
+    training.add_argument(
+        "--examples", type=_count, metavar="N", help="queries of the training, each as often as it is seen"
+    )
+    for name, text in {
+        "train_group_size": "passages to a query",
+        "per_device_train_batch_size": "queries in a micro batch, for each device on the mesh's data axis",
+        "gradient_accumulation_steps": "micro batches in a step",
+    }.items():
+        default = getattr(Training, name)
+        option = "--" + name.replace("_", "-")
+        training.add_argument(option, type=_count, default=default, metavar="N", help=f"{text} (default: {default})")
+    training.add_argument(
+        "--gradient-checkpointing", action="store_true", help="compute the layers twice and keep only their inputs"
+    )
+    training.add_argument("--lora-rank", type=_count, metavar="N", help="train an adapter of this rank, and no more")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw pairs/s over meshes and lengths")
     parser.add_argument(
@@ -63,10 +84,14 @@ def run(args: argparse.Namespace) -> int:
     # Planning runs nothing on a device, and this machine's may be busy.
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(args.topology)
-    workload = _workload(args)
     with naming_options(args.model):
         spec = find_spec(args.model, args.model_class, **given_settings(args))
     options: dict[str, Any] = {"mesh": args.mesh, "price": args.price}
+    if args.train:
+        found = plan_training(spec, topology, _training(args), **options)
+        print(json.dumps(training_as_dict(found), indent=2) if args.json else training_as_text(found))
+        return 0 if found.step is not None else 1
+    workload = _workload(args)
     plan = make_plan(spec, topology, workload, **options)
     nearest = None if plan.best is not None else nearest_that_fits(spec, topology, workload, **options)
     if args.plot is not None:
@@ -77,6 +102,11 @@ def run(args: argparse.Namespace) -> int:
         plot_speeds(plots, args.plot)
     print(json.dumps(as_dict(plan, nearest), indent=2) if args.json else as_text(plan, nearest))
     return 0 if plan.best is not None else 1
+
+
+def _training(args: argparse.Namespace) -> Training:
+    given = {field.name: getattr(args, field.name) for field in fields(Training) if field.name != "lora"}
+    return Training(**given, lora=None if args.lora_rank is None else LoRASettings(args.lora_rank))
 
 
 def _workload(args: argparse.Namespace) -> Workload:

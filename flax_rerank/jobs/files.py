@@ -19,6 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+from flax_rerank.checkpoint.folder import sync
+
 COMPRESSIONS = (".gz", ".zst")
 PARTIAL = ".partial-"
 BLOCK = 1 << 20
@@ -213,17 +215,9 @@ def _remove(path: str, recursive: bool) -> None:
 
 def _move(partial: str, path: str) -> None:
     """Put a file in its place so that it survives a loss of power."""
-    _sync(partial)
+    sync(partial)
     os.replace(partial, path)
-    _sync(os.path.dirname(path) or ".")
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(os.path.dirname(path) or ".")
 
 
 def _create(path: str, data: bytes, mode: str) -> None:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flax_rerank.batching import Shape, Table
+from flax_rerank.batching import Shape, Table, extended
 from flax_rerank.hub import CONFIG_FILES, PICKLE_FILES, WEIGHT_FILES, local_folder
 from flax_rerank.jobs import files
 from flax_rerank.jobs.job import Job, read_json, to_json
@@ -21,14 +21,13 @@ from flax_rerank.sharding import DATA
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
 JOB = "flax-rerank job"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KNOWN_WITH_THE_RERANKER = ("dtype", "platform", "mesh", "table")
 CHECKPOINT_FILES = (
     *(*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES, *PICKLE_FILES),
     *("adapter_model.*", "manifest.json", "params/**/*"),
 )
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
-SHORTEST = 32
 
 Description = Mapping[str, Any]
 
@@ -104,11 +103,11 @@ def begin(job: Job, description: Description, shards: Sequence[Shard], reranker:
         # If another process was first, it wrote the same: the table follows from what is in the description.
         if not files.create(job.manifest, to_json(manifest)):
             manifest = check(job, description) or manifest
-    return tuple(Shape(rows, length) for rows, length in manifest["table"])
+    return tuple(Shape(*shape) for shape in manifest["table"])
 
 
 def fit_table(job: Job, shards: Sequence[Shard], reranker: AbsReranker) -> Table:
-    """The shapes that fit the first shard, and some above these for longer pairs in other shards.
+    """The shapes that fit the first shard, and some above these for longer pairs and queries in other shards.
 
     Raises ValueError, with the first row, if no row of the whole input can be scored.
     """
@@ -125,12 +124,8 @@ def fit_table(job: Job, shards: Sequence[Shard], reranker: AbsReranker) -> Table
             first = f"{shard.file}:{min(faults)}: {faults[min(faults)]}"
     else:
         raise ValueError(f"no row of the input can be scored; {first or 'it has no rows'}")
-    table = list(prepared.table)
-    multiple, limit = reranker.mesh.shape[DATA], prepared.call.template.max_tokens
-    while table[-1].length < limit:
-        length = min(max(2 * table[-1].length, SHORTEST), limit)
-        table.append(Shape(max(table[-1].tokens // length // multiple, 1) * multiple, length))
-    return tuple(table)
+    call = prepared.call
+    return extended(prepared.table, call.template.max_tokens, call.most_around, reranker.mesh.shape[DATA])
 
 
 def differences(there: Mapping[str, Any], here: Description) -> list[str]:

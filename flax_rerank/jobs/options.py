@@ -55,7 +55,7 @@ class JobOptions:
 
     shard_rows: int = _option("rows that are read and written at a time", 10_000, "N")
     strict: bool = _option("stop at the first row that cannot be scored; by default it goes to the rejects", False)
-    warmup: bool = _option("compile all shapes before the first shard; compression may need more later", False)
+    warmup: bool = _option("compile all shapes before the first shard; later shards need no others", False)
     compile_cache: str | None = _option("a folder that keeps compiled programs for the next start", metavar="DIR")
     show_progress_bar: bool | None = _option(
         "show no progress bars; by default they are shown on a terminal", flag="--no-progress"

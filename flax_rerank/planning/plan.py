@@ -89,11 +89,6 @@ class Plan:
             return None
         return self.workload.pairs / self.best.pairs_per_second / 3600
 
-    @property
-    def cost(self) -> float | None:
-        """Of the job, in the currency of `price`."""
-        return None if self.hours is None or self.price is None else self.hours * self.topology.chips * self.price
-
 
 def make_plan(
     spec: Spec,
@@ -194,11 +189,10 @@ class _Trial:
             return
         shard = self.workload.shard(self.scorer.spec)
         prepared = self.scorer.plan(shard)
-        static = prepared.call.static(shard, [shape.length for shape in prepared.table])
         found.steps = {}
         for shape, times in _shapes_of(prepared.steps, only_main).items():
             try:
-                step = self._fit(shape, static(shape.length))
+                step = self._fit(shape, prepared.call.static(shape))
             except DoesNotFit as error:
                 found.refused, found.steps = str(error), {}
                 return

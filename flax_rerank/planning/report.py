@@ -6,6 +6,7 @@ from typing import Any
 from flax_rerank.planning.plan import MeshPlan, Plan
 from flax_rerank.planning.step import StepPlan
 from flax_rerank.planning.topology import GIB, Topology
+from flax_rerank.planning.training import TrainingPlan
 
 COLUMNS = (
     "rows x length", "arguments", "temporaries", "total GiB", "of GiB", "TFLOP", "GB moved", "collectives", "GB sent",
@@ -33,7 +34,8 @@ def as_text(plan: Plan, nearest: Plan | None = None) -> str:
     elif best is None:
         lines += ["", "It fits no larger slice that was tried: take a chip with more memory, or shorter inputs."]
     elif best.pairs_per_second:
-        lines += ["", "The job:", "", *_job(plan, best)]
+        rows = {"pairs/s at most": f"{best.pairs_per_second:,.0f}", "bound by": best.bound}
+        lines += ["", "The job:", "", *_totals(rows, "pairs", plan.workload.pairs, plan)]
     return "\n".join(lines)
 
 
@@ -50,14 +52,54 @@ def as_dict(plan: Plan, nearest: Plan | None = None) -> dict[str, Any]:
         "best": plan.best and _mesh(plan, plan.best),
         "others": [_mesh(plan, each) for each in plan.others],
         "nearest": nearest and nearest.best and {"topology": nearest.topology.name, "mesh": nearest.best.mesh},
-        "job": {
-            "pairs": plan.workload.pairs,
-            "hours": plan.hours,
-            "chip_hours": plan.hours and plan.hours * topology.chips,
-            "price_per_chip_hour": plan.price,
-            "price": plan.cost,
-        },
+        "job": {"pairs": plan.workload.pairs} | costs(plan),
     }
+
+
+def training_as_text(plan: TrainingPlan) -> str:
+    """The step of a training, the other meshes, and what the run takes."""
+    topology, step = plan.topology, plan.step
+    lines = [
+        f"{plan.model} in {plan.dtype} on {topology.name}: {topology.chips} chips, {plan.training.describe()}",
+        "",
+    ]
+    if step is None:
+        lines.append(f"It fits no mesh of {topology.name}: take gradient checkpointing, LoRA, or a smaller batch")
+    else:
+        lines += [f"Mesh: {plan.mesh}. Of each device, in a step of {plan.examples_per_step} examples:", ""]
+        lines += _table([COLUMNS, _row(step, topology)])
+    lines += ["", "Other meshes:"] if plan.others else []
+    lines += [f"  {mesh}: {reason}" for mesh, reason in plan.others.items()]
+    if step is not None and step.seconds:
+        rows = {"examples/s at most": f"{plan.examples_per_step / step.seconds:,.1f}", "bound by": step.bound}
+        lines += ["", "The training:", "", *_totals(rows, "steps", plan.steps, plan)]
+    return "\n".join(lines)
+
+
+def training_as_dict(plan: TrainingPlan) -> dict[str, Any]:
+    """All figures of a training, for JSON; see `as_dict`."""
+    topology, step = plan.topology, plan.step
+    return {
+        "model": plan.model,
+        "topology": topology.name,
+        "chips": topology.chips,
+        "dtype": plan.dtype,
+        "training": plan.training.describe(),
+        "fits": step is not None,
+        "mesh": plan.mesh,
+        "step": step and _step(topology, step),
+        "others": plan.others,
+        "job": {"examples": plan.training.examples, "examples_per_step": plan.examples_per_step, "steps": plan.steps}
+        | costs(plan),
+    }
+
+
+def costs(plan: Plan | TrainingPlan) -> dict[str, float | None]:
+    """Lower bounds of what a job or a run takes and costs; None for what does not follow from what is known."""
+    hours, price = plan.hours, plan.price
+    chip_hours = None if hours is None else hours * plan.topology.chips
+    total = None if chip_hours is None or price is None else chip_hours * price
+    return {"hours": hours, "chip_hours": chip_hours, "price_per_chip_hour": price, "price": total}
 
 
 def _mesh(plan: Plan, mesh: MeshPlan) -> dict[str, Any]:
@@ -115,13 +157,12 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def _job(plan: Plan, best: MeshPlan) -> list[str]:
-    """A lower bound of what the job takes."""
-    chips = plan.topology.chips
-    rows = {"pairs/s at most": f"{best.pairs_per_second:,.0f}", "bound by": best.bound}
+def _totals(rows: dict[str, str], what: str, count: int | None, plan: Plan | TrainingPlan) -> list[str]:
+    """A lower bound of what `count` pairs or steps take."""
+    found = costs(plan)
     if plan.hours is not None:
-        rows = {"pairs": f"{plan.workload.pairs:,}"} | rows
-        rows |= {"hours at least": f"{plan.hours:.2f}", "chip hours": f"{plan.hours * chips:.2f}"}
-    if plan.cost is not None:
-        rows |= {"a chip hour costs": f"{plan.price:,.2f}", "price": f"{plan.cost:,.2f}"}
+        rows = {what: f"{count:,}"} | rows
+        rows |= {"hours at least": f"{plan.hours:.2f}", "chip hours": f"{found['chip_hours']:.2f}"}
+    if found["price"] is not None:
+        rows |= {"a chip hour costs": f"{plan.price:,.2f}", "price": f"{found['price']:,.2f}"}
     return _table([tuple(rows), tuple(rows.values())])

@@ -105,19 +105,37 @@ def plan_step(scorer: AbstractScorer, topology: Topology, shape: Shape, static: 
     if platform == "gpu":
         moved = itemsize * (work.weights + rows * (work.activations + work.scores)) + SCORE_BYTES * rows * work.scores
         return StepPlan(shape, flops, moved, limits(topology, 8 * itemsize, flops, moved))
-    start = time.perf_counter()
-    compiled, memory = _compile(scorer.trace(shape, static), shape, topology.chip.memory)
-    seconds = time.perf_counter() - start
-    program = hlo.parse(compiled.as_text() or "")
-    moved, collectives = bytes_moved(program), collectives_of(program)
+    again = 0
     if platform == "tpu":
-        again = (
+        keys = sum(
             keys_read_again(each.length, sizes.heads, sizes.kv_heads, sizes.causal, each.window)
             for each in passes(*run)
             if each.outputs > 1
         )
-        moved += 2 * rows * sum(again) * sizes.head_dim * itemsize  # keys, and as many values
-    least = limits(topology, 8 * itemsize, flops, moved, sum(each.sent_bytes for each in collectives))
+        again = 2 * rows * keys * sizes.head_dim * itemsize  # keys, and as many values
+    return measure(scorer.trace(shape, static), topology, shape, flops, 8 * itemsize, again)
+
+
+def measure(
+    traced: jax.stages.Traced, topology: Topology, shape: Shape, flops: float, bits: int, again: int = 0
+) -> StepPlan:
+    """Compile a traced step, and read from the program what it moves and sends.
+
+    Args:
+        shape: of its batch, on all devices.
+        flops: operations of one device.
+        bits: of the numbers that are multiplied.
+        again: bytes that kernels read more than once, which the program does not say.
+
+    Raises:
+        DoesNotFit: the step takes more memory than a device has.
+    """
+    start = time.perf_counter()
+    compiled, memory = _compile(traced, shape, topology.chip.memory)
+    seconds = time.perf_counter() - start
+    program = hlo.parse(compiled.as_text() or "")
+    moved, collectives = bytes_moved(program) + again, collectives_of(program)
+    least = limits(topology, bits, flops, moved, sum(each.sent_bytes for each in collectives))
     return StepPlan(shape, flops, moved, least, collectives, memory, seconds, compiled)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from flax_rerank.batching import Planner, Step, Table, computed_tokens, max_step_tokens
+from flax_rerank.batching import FIT_FROM, Planner, Step, Table, computed_tokens, max_step_tokens
 from flax_rerank.dtypes import DTypes, choose_dtype
 from flax_rerank.params import load_arrays, shape_faults, shapes_of, with_params
 from flax_rerank.rerankers.call import Call, resolve
@@ -253,8 +253,7 @@ class AbsReranker(ABC):
             Seconds it took.
         """
         start = time.perf_counter()
-        static = prepared.call.static(prepared.pairs, [shape.length for shape in prepared.table])
-        self._scorer.warmup(self._present_params(), prepared.table, static)
+        self._scorer.warmup(self._present_params(), prepared.table, prepared.call.static)
         return time.perf_counter() - start
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -318,7 +317,8 @@ class AbsReranker(ABC):
         )
         most = max_step_tokens(self._platform, self.spec.config.hidden_size)
         prepared = plan(call, tokenized, table, self._tables, self._scorer.row_multiple, most, skip_faulty)
-        if table is None and prepared.table and prepared.table not in self._tables:
+        fitted = table is None and sum(len(step.pairs) for step in prepared.steps) >= FIT_FROM
+        if fitted and prepared.table not in self._tables:
             self._tables = (prepared.table, *self._tables)[:MOST_TABLES]
         return prepared
 
@@ -328,9 +328,8 @@ class AbsReranker(ABC):
         scores = np.full((len(pairs), len(call.outputs)), np.nan)
         steps: list[Step] = []
         if prepared.steps:
-            static = call.static(pairs, [shape.length for shape in prepared.table])
             logits, steps = self._scorer(
-                self._present_params(), pairs, prepared.steps, static, show_progress_bar=show_progress_bar
+                self._present_params(), pairs, prepared.steps, call.static, show_progress_bar=show_progress_bar
             )
             scores[prepared.scored] = logits[prepared.computed][:, list(call.outputs)]
         if not prepared.skip_faulty:
@@ -358,12 +357,12 @@ def plan(
     scored, first, same = pairs.distinct()
     if len(scored) == 0:
         return Prepared(call, pairs, table or (), (), skip_faulty, scored, scored)
-    lengths = pairs.lengths[first]
+    lengths, around = pairs.lengths[first], call.around(pairs)[first]
     budget = call.settings.batch_size * call.settings.max_length
-    planner = Planner(call.template.max_tokens, budget, row_multiple, max_step_tokens)
+    planner = Planner(call.template.max_tokens, budget, row_multiple, max_step_tokens, call.most_around)
     fixed = table is not None
-    table = planner.covering(planner.choose(lengths, known) if table is None else table, lengths)
-    steps = tuple(Step(first[step.pairs], step.shape) for step in planner.steps(lengths, table, fixed=fixed))
+    table = planner.covering(planner.choose(lengths, known, around) if table is None else table, lengths, around)
+    steps = tuple(Step(first[step.pairs], step.shape) for step in planner.steps(lengths, table, around, fixed=fixed))
     return Prepared(call, pairs, table, steps, skip_faulty, scored, first[same])
 
 

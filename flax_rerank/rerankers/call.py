@@ -1,11 +1,10 @@
 """What scoring makes of a spec and settings: the template, the layers to score after, the compression."""
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from flax_rerank.batching import GRID
+from flax_rerank.batching import Shape
 from flax_rerank.models.compression import Compression
 from flax_rerank.models.readout import Readout
 from flax_rerank.scoring import Static
@@ -35,16 +34,26 @@ class Call:
     outputs: tuple[int, ...] = (0,)
     compressed: tuple[int, ...] = ()
 
-    def static(self, pairs: TokenizedPairs, lengths: Sequence[int]) -> Callable[[int], Static]:
-        """The model's static arguments for a step of each of these lengths."""
+    @property
+    def most_around(self) -> int:
+        """Tokens around the passage of any input, at most; 0 if no passage is compressed."""
+        template = self.template
+        most = template.special_tokens + min(template.query_max_length, template.capacity)
+        return most if self.compressed else 0
+
+    def around(self, pairs: TokenizedPairs) -> np.ndarray:
+        """int32 [pairs], tokens around each passage; 0 if no passage is compressed."""
+        around = pairs.passage_starts + np.int32(len(self.template.suffix))
+        return around if self.compressed else np.zeros_like(around)
+
+    def static(self, shape: Shape) -> Static:
+        """The model's static arguments for a step of this shape."""
         if not isinstance(self.settings, LightweightSettings) or not self.compressed:
-            return lambda length: (self.readout, None)
-        ratio, suffix = self.settings.compress_ratio, len(self.template.suffix)
-        sizes = compressed_sizes(pairs, lengths, suffix, ratio, times=len(self.compressed))
-        return lambda length: (
-            self.readout,
-            Compression(tuple(zip(self.compressed, sizes[length], strict=True)), ratio, suffix),
-        )
+            return self.readout, None
+        ratio = self.settings.compress_ratio
+        lengths = shape.compressed(ratio, len(self.compressed))
+        at = tuple(zip(self.compressed, lengths, strict=True))
+        return self.readout, Compression(at, ratio, len(self.template.suffix))
 
 
 def resolve(spec: Spec, settings: Settings) -> Call:
@@ -81,24 +90,3 @@ def _compressed(spec: Spec, settings: LightweightSettings, last: int) -> tuple[i
         raise ValueError(f"compress_layers {wrong}: the model has layers 0 to {depth - 1}")
     # Layer 0 is left out, as in FlagEmbedding.
     return tuple(layer for layer in sorted(set(settings.compress_layers)) if 0 < layer < last)
-
-
-def compressed_sizes(
-    pairs: TokenizedPairs, lengths: Sequence[int], suffix_length: int, ratio: int, *, times: int
-) -> Mapping[int, tuple[int, ...]]:
-    """For steps of each of these lengths, the lengths after one, two, ... `times` compressions.
-
-    They fit all pairs that such a step may hold: those that are not longer. They are rounded up by less than a
-    sixteenth of the length, so that other pairs seldom need other lengths, which would have to be compiled.
-    """
-    tokens, starts = pairs.lengths.astype(np.int64), pairs.passage_starts.astype(np.int64)
-    sizes: dict[int, tuple[int, ...]] = dict.fromkeys(lengths, ())
-    for _ in range(times):
-        passages = np.maximum(tokens - starts - suffix_length, 0)
-        tokens = tokens - passages + -(-passages // ratio)
-        for length in lengths:
-            fits = pairs.lengths <= length
-            longest = int(tokens[fits].max()) if fits.any() else 1
-            grid = max(1 << (length.bit_length() - 5), GRID)
-            sizes[length] = (*sizes[length], min(-(-longest // grid) * grid, length))
-    return sizes

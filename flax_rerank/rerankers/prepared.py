@@ -59,7 +59,7 @@ class RerankOutput:
         tokens: int32 [pairs], tokens of each pair with instructions, prompt and special tokens.
         truncated: bool [pairs], whether the query or the passage of a pair was cut.
         steps: batches run.
-        shapes: distinct (rows, length) among them.
+        shapes: the distinct ones among them.
         computed_tokens: rows times length, over all steps. Equal pairs are computed once.
         padding_tokens: those of them that belong to no pair.
     """

@@ -4,7 +4,6 @@ Transformers is used only where a folder has no tokenizer.json: it rebuilds some
 then gives other ids than the checkpoint was trained with.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Backend
 from tqdm import tqdm
+
+from flax_rerank.json_files import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +117,7 @@ def _settings(folder: Path) -> tuple[str | None, str | None, str]:
         path = folder / file
         if not path.is_file():
             continue
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise ValueError(f"{path} holds a {type(fields).__name__}, not a JSON object")
+        fields = read_object(path)
         for name in ("bos_token", "pad_token", "truncation_side"):
             value = fields.get(name)
             text = value.get("content") if isinstance(value, dict) else value

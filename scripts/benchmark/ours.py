@@ -79,8 +79,7 @@ class Ours:
         for length, passage in zip(prepared.tokens.tolist(), prepared.pairs.passage_lengths.tolist(), strict=True):
             compressed = compress_pair(length, passage, call.compressed, ratio)
             flops += count_work(sizes, length, call.readout.layers[-1], compressed).operations
-        static = call.static(prepared.pairs, [shape.length for shape in prepared.table])
-        batches = [(make_batch(prepared.pairs, step), static(step.shape.length)) for step in prepared.steps]
+        batches = [(make_batch(prepared.pairs, step), call.static(step.shape)) for step in prepared.steps]
         start = time.perf_counter()
         jax.block_until_ready([scorer._dispatch(self._reranker.params, *batch) for batch in batches])
         return {"seconds": time.perf_counter() - start, "tokens": int(prepared.tokens.sum()), "flops": flops}

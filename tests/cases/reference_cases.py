@@ -1,4 +1,4 @@
-"""Small checkpoints, what FlagEmbedding made of them, and when a score of ours holds."""
+"""Small checkpoints, FlagEmbedding's scores with them, and how near to these a score must be."""
 
 import json
 from dataclasses import dataclass
@@ -18,8 +18,12 @@ CASES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Case:
-    """A small checkpoint and what FlagEmbedding made of it: `runs` hold init, call, scores, single, input_ids, and
-    for some cases `exact`, the scores in float64."""
+    """A small checkpoint, and how FlagEmbedding scores pairs with it.
+
+    Attributes:
+        runs: each has the arguments of the constructor (`init`) and of the call, the `scores` of all pairs in float32,
+            that of a `single` pair, the `input_ids`, and in some cases `exact`, the scores in float64.
+    """
 
     folder: Path
     reranker: str
@@ -27,12 +31,13 @@ class Case:
     runs: list[dict[str, Any]]
 
     def error(self, run: int, scores: Any, pairs: Any = slice(None)) -> float:
-        """How far the scores of some of the pairs are from `exact`, or from FlagEmbedding's where there is none."""
+        """The largest difference between the scores of some of the pairs and `exact`, or FlagEmbedding's scores in
+        cases without `exact`."""
         expected = self.runs[run]
         return largest_difference(scores, np.asarray(expected.get("exact", expected["scores"]))[..., pairs])
 
     def allowed_error(self, run: int) -> float:
-        """1e-4, for sigmoids 1e-5; or FlagEmbedding's own largest error in this case where that is larger."""
+        """1e-4, or 1e-5 for sigmoids; FlagEmbedding's largest error in this case, if that is larger."""
         theirs = [largest_difference(run["scores"], run["exact"]) for run in self.runs if "exact" in run]
         return max([1e-5 if self.runs[run]["call"].get("normalize") else 1e-4, *theirs])
 

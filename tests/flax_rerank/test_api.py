@@ -170,10 +170,10 @@ def test_score_counts_what_was_computed(bert, batch_size):
     assert output.computed_tokens - output.padding_tokens == output.tokens.sum()
     assert output.padding_tokens >= 0
     assert output.steps >= len(output.shapes) >= 1
-    rows = sum(rows for rows, _ in output.shapes)
-    assert output.computed_tokens >= sum(rows * length for rows, length in output.shapes)
+    rows = sum(shape.rows for shape in output.shapes)
+    assert output.computed_tokens >= sum(shape.tokens for shape in output.shapes)
     assert rows >= 1
-    assert max(rows * length for rows, length in output.shapes) <= batch_size * bert.settings.max_length
+    assert max(shape.tokens for shape in output.shapes) <= batch_size * bert.settings.max_length
 
 
 def test_a_smaller_batch_takes_more_steps(bert):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flax_rerank.batching import AS_GOOD, Planner, Shape, computed_tokens, max_step_tokens
+from flax_rerank.batching import AS_GOOD, Planner, Shape, computed_tokens, extended, max_step_tokens
 
 # Tokens of the first thousand judged pairs of a DBpedia-Entity subset, as a BERT tokenizer makes them.
 DBPEDIA = np.array(json.loads((Path(__file__).parents[1] / "data" / "dbpedia_lengths.json").read_text()))
@@ -119,3 +119,53 @@ def test_equal_lengths_keep_their_order():
     planner = Planner(limit=64, budget=64)
     steps = planner.steps(np.full(6, 30), (Shape(2, 32),))
     assert [step.pairs.tolist() for step in steps] == [[0, 1], [2, 3], [4, 5]]
+
+
+# Compression
+
+
+def test_a_shape_says_how_long_its_rows_are_after_each_compression():
+    # Of 100 tokens, 60 are a passage: 15 after one compression by 4, and 4 after two.
+    assert Shape(1, 100, 40).compressed(4, 2) == (56, 48)
+    assert Shape(1, 61, 58).compressed(8, 1) == (61,)
+    assert Shape(1, 100).compressed(4, 2) == (100, 100)
+
+
+@pytest.mark.parametrize("count", [5, 700])
+def test_shapes_of_a_first_call_take_every_later_pair(count):
+    """Also pairs that are longer, or have more around their passage, than all of the first call."""
+    rng = np.random.default_rng(0)
+    limit, most = 512, 390
+    planner = Planner(limit, budget=16 * 512, most_around=most)
+
+    def pairs(number, longest, longest_query):
+        around = rng.integers(10, longest_query, number)
+        return np.minimum(around + rng.integers(1, longest, number), limit), around
+
+    lengths, around = pairs(count, 200, 60)
+    table = extended(planner.choose(lengths, around=around), limit, most, 1)
+    assert table[-1][1:] == (limit, most)
+    lengths, around = pairs(3000, limit, most)
+    steps = planner.steps(lengths, table, around, fixed=True)
+    assert sorted(np.concatenate([step.pairs for step in steps])) == list(range(3000))
+    for step in steps:
+        assert step.shape in table
+        of_step, stay = lengths[step.pairs], around[step.pairs]
+        assert of_step.max() <= step.shape.length
+        compressed = stay + -(-(of_step - stay) // 4)
+        assert compressed.max() <= step.shape.compressed(4, 1)[0]
+
+
+def test_few_bounds_serve_queries_of_any_length():
+    planner = Planner(limit=512, budget=128 * 512, most_around=390)
+    tables = {planner.choose(np.array([400]), around=np.array([around])) for around in range(10, 390)}
+    assert len(tables) <= 18
+
+
+def test_a_table_for_much_longer_queries_is_not_used_again():
+    planner = Planner(limit=512, budget=128 * 512, most_around=390)
+    lengths = np.minimum(DBPEDIA + 200, 512)
+    short, long = np.full(1000, 20), np.full(1000, 200)
+    table = planner.choose(lengths, around=long)
+    assert planner.choose(lengths, [table], long - 1) == table
+    assert planner.choose(lengths, [table], short) != table

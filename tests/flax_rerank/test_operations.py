@@ -87,7 +87,7 @@ def test_the_count_is_that_of_the_traced_model(name, arguments):
     pairs = longest(8).shard(scorer.spec)
     prepared = scorer.plan(pairs)
     shape = prepared.steps[0].shape
-    readout, compression = prepared.call.static(pairs, [each.length for each in prepared.table])(shape.length)
+    readout, compression = prepared.call.static(shape)
     compressed = compression.at if compression else ()
     assert (compressed != ()) == ("compress_layers" in arguments)
     expected = shape.rows * count_work(sizes, shape.length, readout.layers[-1], compressed, all_scores).operations

@@ -29,8 +29,11 @@ CASES = (
     "lora-llama",
 )
 
-# One shape for all runs of a case: compiling is what takes time.
-TABLE = (Shape(4, 640),)
+
+def table_of(rows, model, pairs, call):
+    """One shape for all runs of a case, since compiling is what takes time, in which compression is tight."""
+    prepared = model.prepare(pairs, **call)
+    return (Shape(rows, 640, int(prepared.call.around(prepared.pairs).max())),)
 
 
 def scores_of(model, prepared):
@@ -43,7 +46,8 @@ def test_token_ids_equal_the_reference_and_scores_are_as_near_to_the_exact_ones(
     case = load_case(name)
     expected = case.runs[run]
     model = reranker(name, expected["init"])
-    prepared = model.prepare(case.pairs, table=TABLE, **expected["call"])
+    table = table_of(4, model, case.pairs, expected["call"])
+    prepared = model.prepare(case.pairs, table=table, **expected["call"])
     assert [prepared.pairs.ids(i).tolist() for i in range(len(prepared))] == expected["input_ids"]
     assert prepared.tokens.tolist() == [len(ids) for ids in expected["input_ids"]]
     assert case.error(run, scores_of(model, prepared)) <= case.allowed_error(run)
@@ -54,6 +58,6 @@ def test_scores_do_not_depend_on_the_batch(reranker, name):
     """Some pairs of the last run of each case, which has the most arguments, each alone."""
     case = load_case(name)
     run = len(case.runs) - 1
-    model = reranker(name, case.runs[run]["init"])
-    prepared = model.prepare(case.pairs[:5], table=(Shape(1, 640),), **case.runs[run]["call"])
+    model, call = reranker(name, case.runs[run]["init"]), case.runs[run]["call"]
+    prepared = model.prepare(case.pairs[:5], table=table_of(1, model, case.pairs, call), **call)
     assert case.error(run, scores_of(model, prepared), slice(5)) <= case.allowed_error(run)

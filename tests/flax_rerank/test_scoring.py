@@ -9,7 +9,7 @@ import pytest
 from reference_cases import CASES, load_case
 
 from flax_rerank import FlaxReranker
-from flax_rerank.batching import Shape, Step
+from flax_rerank.batching import FIT_FROM, Shape, Step
 from flax_rerank.dtypes import DTypes
 from flax_rerank.text.pairs import as_pairs
 
@@ -39,7 +39,7 @@ def fail_above(model, tokens, error, late):
     seen = []
 
     def limited(shape, static):
-        seen.append(tuple(shape))
+        seen.append((shape.rows, shape.length))
 
         def fail(params, batch):
             if late:
@@ -123,14 +123,19 @@ def test_a_scorer_forgets_the_programs_that_it_used_least_recently(bert, monkeyp
     monkeypatch.setattr("flax_rerank.scoring.MOST_PROGRAMS", 2)
     for length in (64, 96, 64, 128):
         bert.run(bert.prepare(PAIRS, table=(Shape(4, length),)))
-    assert [shape for shape, _ in bert._scorer._programs] == [(4, 64), (4, 128)]
+    assert [shape for shape, _ in bert._scorer._programs] == [Shape(4, 64), Shape(4, 128)]
 
 
 def test_a_reranker_keeps_few_of_the_tables_that_it_made(bert, monkeypatch):
     monkeypatch.setattr("flax_rerank.rerankers.base.MOST_TABLES", 2)
+    many = [(str(number), "hi") for number in range(FIT_FROM)]
     for batch_size in (8, 4, 2, 1):
-        bert.prepare(PAIRS, batch_size=batch_size)
-    assert len(bert._tables) == 2
+        bert.prepare(many, batch_size=batch_size)
+    kept = bert._tables
+    assert len(kept) == 2
+    # Those of small calls are always the same. They take no place from the others.
+    bert.prepare(PAIRS, batch_size=3)
+    assert bert._tables == kept
 
 
 # Parameters

@@ -115,10 +115,10 @@ def unfinished(job: Job, shards: Sequence[Shard]) -> list[Shard]:
 
 def _from_first_process(table: Table, todo: Sequence[Shard], shards: Sequence[Shard]) -> tuple[Table, list[Shard]]:
     """The table and the shards of the first process, in all processes."""
-    shapes = np.zeros((LONGEST_TABLE, 2), np.int32)
-    shapes[: len(table)] = np.asarray(table, np.int32).reshape(-1, 2)
+    shapes = np.zeros((LONGEST_TABLE, len(Shape._fields)), np.int32)
+    shapes[: len(table)] = np.asarray(table, np.int32).reshape(-1, len(Shape._fields))
     numbers = {shard.index for shard in todo}
     wanted = np.asarray([shard.index in numbers for shard in shards], np.int32)
     shapes, wanted = broadcast_one_to_all((shapes, wanted))
-    table = tuple(Shape(int(rows), int(length)) for rows, length in shapes if rows)
+    table = tuple(Shape(*shape) for shape in shapes.tolist() if any(shape))
     return table, [shard for shard, is_wanted in zip(shards, wanted, strict=True) if is_wanted]

@@ -39,7 +39,7 @@ class FakeReranker:
             table = (Shape(8, 16),) if len(faults) < len(pairs) else ()
         else:
             self.tables.append(table)
-        call = SimpleNamespace(template=SimpleNamespace(max_tokens=self.limit))
+        call = SimpleNamespace(template=SimpleNamespace(max_tokens=self.limit), most_around=0)
         return SimpleNamespace(pairs=pairs, faults=faults, table=table, call=call)
 
     def run(self, prepared, *, show_progress_bar):

@@ -64,8 +64,8 @@ def test_steps_are_those_of_scoring(case, reranker):
     assert prepared.table == expected.table
     assert [step.shape for step in prepared.steps] == [step.shape for step in expected.steps]
     shape = prepared.steps[0].shape
-    static = prepared.call.static(prepared.pairs, [each.length for each in prepared.table])(shape.length)
-    assert static == expected.call.static(expected.pairs, [each.length for each in expected.table])(shape.length)
+    static = prepared.call.static(shape)
+    assert static == expected.call.static(shape)
     programs = [
         each.lower().as_text()
         for each in (planned.trace(shape, static), loaded._scorer.trace(loaded.params, shape, static))

@@ -10,6 +10,7 @@ from flax_rerank.operations import Sizes, all_scores, count_work
 from flax_rerank.planning import hlo
 from flax_rerank.planning import plan as planning
 from flax_rerank.planning.plan import make_plan, nearest_that_fits, sensible_meshes
+from flax_rerank.planning.report import costs
 from flax_rerank.planning.step import DoesNotFit, StepPlan, bytes_needed, limits, sizes_on_a_device
 from flax_rerank.planning.topology import CHIPS, GIB, find_topology
 from flax_rerank.planning.workload import longest
@@ -77,7 +78,7 @@ def test_the_job_takes_as_long_as_its_steps(small):
         step.limits["memory"] > 2 * (work.weights + work.activations * step.shape.rows / 8) / CHIPS["h100"].bandwidth
     )
     assert plan.hours == pytest.approx(10**6 * per_pair * step.seconds / 3600)
-    assert plan.cost == pytest.approx(plan.hours * 8 * 2.0)
+    assert costs(plan)["price"] == pytest.approx(plan.hours * 8 * 2.0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

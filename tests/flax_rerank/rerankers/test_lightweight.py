@@ -9,9 +9,6 @@ from safetensors.numpy import load_file, save_file
 
 from flax_rerank import FlaxAutoReranker, LightWeightFlaxLLMReranker
 from flax_rerank.batching import GRID
-from flax_rerank.rerankers.call import compressed_sizes
-from flax_rerank.text.pairs import TokenizedPairs
-from flax_rerank.text.prompts import Template
 
 NAME = "lightweight-gemma2"
 # Of one length or nearly so: one compiled shape for each set of layers.
@@ -143,28 +140,6 @@ def test_compress_layer_is_the_old_name_of_compress_layers(model):
         model.score(PAIRS, **asked, compress_layer=[2])
 
 
-def pairs_of(lengths, starts):
-    """Pairs of these lengths, whose passages start at these tokens."""
-    lengths, starts = np.asarray(lengths, np.int32), np.asarray(starts, np.int32)
-    template = Template((), (), (), capacity=512, query_max_length=512, passage_max_length=512)
-    index = np.arange(len(lengths))
-    return TokenizedPairs(template, None, [], index, index, starts, lengths - starts, np.zeros(len(lengths), bool), {})
-
-
-def test_compressed_sizes_fit_the_longest_pair_that_a_length_may_hold():
-    # With a suffix of 10, the passages have 20, 80 and 170 tokens behind 30, 10 and 20. At a ratio of 2 they have
-    # 10, 40 and 85, which makes 50, 60 and 115 tokens; then 5, 20 and 43, which makes 45, 40 and 73.
-    pairs = pairs_of([60, 100, 200], [30, 10, 20])
-    sizes = compressed_sizes(pairs, (64, 128, 256), 10, 2, times=2)
-    # Rounded up to a multiple of 8; of 16 at a length of 256.
-    assert sizes == {64: (56, 48), 128: (64, 48), 256: (128, 80)}
-
-
-def test_compressed_sizes_do_not_exceed_the_length():
-    pairs = pairs_of([61, 30], [60, 28])
-    assert compressed_sizes(pairs, (24, 61), 0, 8, times=1) == {24: (8,), 61: (61,)}
-
-
 def test_the_model_is_given_sizes_that_fall_with_each_compression(model, monkeypatch):
     seen = []
 
@@ -172,21 +147,22 @@ def test_the_model_is_given_sizes_that_fall_with_each_compression(model, monkeyp
         row_multiple = 1
 
         def __call__(self, params, pairs, steps, static, **kwargs):
-            seen.extend((pairs, step.shape.length, static(step.shape.length)[1]) for step in steps)
+            seen.extend((pairs, step.shape, static(step.shape)[1]) for step in steps)
             return np.zeros((len(pairs), 1), np.float32), steps
 
     monkeypatch.setattr(model, "_scorer", Recording())
     model.compute_score(PAIRS, compress_layers=[3, 1], compress_ratio=4, cutoff_layers=[6])
-    ((pairs, length, compression),) = seen
+    ((pairs, shape, compression),) = seen
     suffix = len(pairs.template.suffix)
     around = pairs.passage_starts + suffix
     once = -(-(pairs.lengths - around) // 4)
     twice = -(-once // 4)
     (first, after_first), (second, after_second) = compression.at
     assert (first, second, compression.ratio, compression.suffix_length) == (1, 3, 4, suffix)
-    assert 0 <= after_first - (around + once).max() < GRID
-    assert 0 <= after_second - (around + twice).max() < GRID
-    assert after_second < after_first < length
+    assert 0 <= shape.around - around.max() < GRID
+    assert (around + once).max() <= after_first
+    assert (around + twice).max() <= after_second
+    assert after_second < after_first < shape.length
 
 
 # ---- bad input

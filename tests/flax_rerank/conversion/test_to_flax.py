@@ -25,7 +25,7 @@ from flax_rerank.conversion import convert
 from flax_rerank.convert import TorchCheckpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 

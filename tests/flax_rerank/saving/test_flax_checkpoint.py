@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,10 +17,7 @@ from flax.traverse_util import flatten_dict
 from reference_cases import CASES, load_case
 
 from flax_rerank import CheckpointError, FlaxAutoReranker, FlaxLLMReranker, FlaxReranker, __version__
-from flax_rerank.checkpoint import FORMAT_VERSION, new_folder, read_manifest, verify_manifest
-from flax_rerank.checkpoint import folder as folder_module
-from flax_rerank.checkpoint import params as params_module
-from flax_rerank.checkpoint.params import StoredParams, chunk_bytes, write_params
+from flax_rerank.checkpoint import FORMAT_VERSION, read_manifest, verify_manifest
 from flax_rerank.conversion import convert
 from flax_rerank.params import parameters_of
 from flax_rerank.saving import flax_checkpoint
@@ -460,79 +456,6 @@ def test_a_checkpoint_of_format_2_is_read(folder, reranker):
         assert array.tobytes() == restored[name].tobytes()
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"),
-    [
-        ((3584, 14336), 4 << 20),
-        ((256000, 3584), 4 << 20),
-        ((122753, 2304), 122753 * 2304 * 2),  # a prime
-        ((30522, 768), 5087 * 768 * 2),
-        ((7,), 4 << 20),
-    ],
-)
-def test_leaves_are_cut_into_chunks_where_their_axes_divide(shape, size):
-    assert chunk_bytes(shape, np.dtype("bfloat16")) == size
-
-
-class Arrays:
-    """Parameters in a dictionary; notes the sizes of the parts that are read."""
-
-    def __init__(self, arrays):
-        self.arrays = arrays
-        self.sizes = []
-
-    def shapes(self):
-        return {path: array.shape for path, array in self.arrays.items()}
-
-    def read(self, path, dtype, index=()):
-        part = self.arrays[path][index].astype(dtype)
-        self.sizes.append(part.nbytes)
-        return part
-
-
-def test_a_stack_is_written_layer_by_layer_and_read_in_any_part_and_dtype(tmp_path, monkeypatch):
-    monkeypatch.setattr(params_module, "GROUP_BYTES", 1000)
-    arrays = {"a.b": np.arange(12 * 8 * 16, dtype=np.float32).reshape(12, 8, 16), "c": np.arange(9, dtype=np.float32)}
-    source = Arrays(arrays)
-    written = []
-    write_params(tmp_path / "params", source, np.dtype(np.float32), {"a.b"}, written.append)
-    assert source.sizes == [8 * 16 * 4] * 12 + [9 * 4]
-    assert sum(written) == sum(array.nbytes for array in arrays.values())
-    assert max(written) <= 1000
-    stored = StoredParams(tmp_path / "params")
-    assert stored.shapes() == source.shapes()
-    assert stored.dtypes() == dict.fromkeys(arrays, np.dtype(np.float32))
-    for path, index in (("a.b", (11, ..., slice(4, 8))), ("a.b", (slice(1, 3), slice(2, 8))), ("a.b", ()), ("c", ())):
-        part = stored.read(path, np.dtype("bfloat16"), index)
-        assert part.dtype.name == "bfloat16"
-        np.testing.assert_array_equal(part, arrays[path][index].astype(part.dtype))
-
-
-@pytest.mark.parametrize("change", [remove, truncate])
-@pytest.mark.parametrize(
-    ("files", "what"),
-    [
-        ("state/_METADATA", "params/ is damaged"),
-        ("state/d/*", "params/ is damaged"),
-        ("state/*/d/*", r"parameter a\.b in params/ is damaged \(.*Error reading"),
-    ],
-)
-def test_damage_is_found_without_a_manifest_too(tmp_path, change, files, what):
-    write_params(tmp_path / "params", Arrays({"a.b": np.ones((64, 64))}), np.dtype(np.float32), set())
-    change(tmp_path, files)
-    with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be loaded:\n  - {what}"):
-        StoredParams(tmp_path / "params").read("a.b", np.dtype(np.float32))
-
-
-def test_a_disk_that_fills_up_is_an_error_that_names_the_folder(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
-
-    monkeypatch.setattr(ocp.partial, "save", full)
-    with pytest.raises(OSError, match=r"orbax could not write .*No space left.*: '.*/params'"):
-        write_params(tmp_path / "params", Arrays({"a": np.zeros(3)}), np.dtype(np.float32), set())
-
-
 @pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_kept_head_is_kept_when_the_model_is_saved(tmp_path, overwrite):
@@ -546,46 +469,6 @@ def test_a_kept_head_is_kept_when_the_model_is_saved(tmp_path, overwrite):
 
 
 # Killed processes
-
-
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
-    left, others = tmp_path / ".out.partial-x", tmp_path / ".out2.partial-x"
-    for folder in (left, others):
-        (folder / "new").mkdir(parents=True)
-    with new_folder(tmp_path / "out") as folder:
-        assert not left.exists()
-        # The folder that is being filled belongs to a process that lives, and stays where it is.
-        with new_folder(tmp_path / "out") as second:
-            assert second != folder
-        shutil.rmtree(tmp_path / "out")
-        assert folder.is_dir()
-    assert sorted(os.listdir(tmp_path)) == [".out2.partial-x", "out"]
-
-
-def test_of_two_that_make_the_same_folder_the_second_is_refused(tmp_path):
-    def make(name, meanwhile=lambda: None):
-        with new_folder(tmp_path / "out") as folder:
-            (folder / name).touch()
-            meanwhile()
-
-    with pytest.raises(FileExistsError, match="out exists; pass overwrite"):
-        make("late", meanwhile=lambda: make("early"))
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "early"]
-
-
-def test_a_new_folder_is_not_taken_for_one_that_was_left(tmp_path, monkeypatch):
-    free = []
-    mkdtemp = tempfile.mkdtemp
-
-    def another_looks(**arguments):
-        with folder_module._locked(tmp_path) as alone:  # as it does before it removes what was left
-            free.append(alone)
-        return mkdtemp(**arguments)
-
-    monkeypatch.setattr(tempfile, "mkdtemp", another_looks)
-    with new_folder(tmp_path / "out"), folder_module._locked(tmp_path) as alone:
-        free.append(alone)
-    assert free == [False, True]
 
 
 def test_a_checkpoint_that_was_about_to_be_replaced_gets_its_place_again(folder, reranker):
