@@ -162,4 +162,5 @@ def token_logit_family(
             *head_rules(readout, "lm_head.weight", Row(readout.tokens, config.vocab_size)),
         ),
         ignored=ignored,
+        reads_tokens=True,
     )

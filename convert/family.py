@@ -22,6 +22,8 @@ class Family:
         architecture: reads config.json into config and readout; tokens that the tokenizer decides are left out.
         rules: the rule table for a config, a readout and the config.json that they were read from.
         ignored: regular expressions of tensor names that a model with this readout does not need.
+        reads_tokens: the head has a row for each token, and the prompt format says which of them make the score.
+        prompt_format: the entry of `PROMPT_FORMATS` for this family; None for that of the model class.
     """
 
     model_type: str
@@ -30,3 +32,5 @@ class Family:
     architecture: Callable[[HFConfig], tuple[Any, Readout]]
     rules: Callable[[Any, Readout, Mapping[str, Any]], Sequence[Rule]]
     ignored: Callable[[Readout], Sequence[str]]
+    reads_tokens: bool = False
+    prompt_format: str | None = None

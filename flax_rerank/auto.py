@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flax_rerank.rerankers import (
 )
 from flax_rerank.settings import RerankerModelClass
 from flax_rerank.spec import Spec, UnknownKindError, open_spec
+from flax_rerank.text.prompts import PROMPT_FORMATS, PromptFormat
 
 RERANKER_CLASS_MAPPING: OrderedDict[RerankerModelClass, type[AbsReranker]] = OrderedDict(
     (RerankerModelClass(reranker.model_class), reranker)
@@ -30,11 +31,13 @@ class RerankerConfig:
     Attributes:
         model_class: the class to make.
         trust_remote_code: as in FlagEmbedding; without effect here, where no remote code runs.
+        prompt_format: the prompt format, where the checkpoint's own files name none; None for that of the class.
         missing_architecture: what has to be built first, for models that cannot be loaded yet.
     """
 
     model_class: type[AbsReranker]
     trust_remote_code: bool = False
+    prompt_format: str | PromptFormat | None = None
     missing_architecture: str | None = None
 
 
@@ -58,6 +61,29 @@ AUTO_RERANKER_MAPPING: OrderedDict[str, RerankerConfig] = OrderedDict(
         (
             "jinaai/jina-reranker-v1-turbo-en",
             RerankerConfig(FlaxReranker, missing_architecture="JinaBERT with ALiBi and gated MLP"),
+        ),
+        *(
+            (name, RerankerConfig(FlaxLLMReranker, prompt_format=prompt_format))
+            for prompt_format, names in {
+                "qwen3-reranker": (
+                    *("Qwen/Qwen3-Reranker-0.6B", "Qwen/Qwen3-Reranker-4B", "Qwen/Qwen3-Reranker-8B"),
+                    *("tomaarsen/Qwen3-Reranker-0.6B-seq-cls", "tomaarsen/Qwen3-Reranker-4B-seq-cls"),
+                    "tomaarsen/Qwen3-Reranker-8B-seq-cls",
+                ),
+                replace(PROMPT_FORMATS["mxbai-v2"], normal_shift=4.5): ("mixedbread-ai/mxbai-rerank-base-v2",),
+                "mxbai-v2": ("mixedbread-ai/mxbai-rerank-large-v2",),
+                "zerank": (
+                    *("zeroentropy/zerank-1", "zeroentropy/zerank-1-small", "zeroentropy/zerank-2"),
+                    *("zeroentropy/zerank-1-reranker", "zeroentropy/zerank-1-small-reranker"),
+                    "zeroentropy/zerank-2-reranker",
+                ),
+                "ctxl-v2": (
+                    *("ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b",),
+                    *("ContextualAI/ctxl-rerank-v2-instruct-multilingual-2b",),
+                    *("ContextualAI/ctxl-rerank-v2-instruct-multilingual-6b",),
+                ),
+            }.items()
+            for name in names
         ),
     ]
 )
@@ -117,8 +143,9 @@ def find_spec(
     """
     name = model_name(name)
     chosen, known = find_model_class(name, model_class)
+    config = _config_of_name(name)
     try:
-        return open_spec(name, chosen, known, **settings)
+        return open_spec(name, chosen, known, None if config is None else config.prompt_format, **settings)
     except UnknownKindError as error:
         raise ValueError(
             f"{error}. Known names: {', '.join(AUTO_RERANKER_MAPPING)}; or pass model_class, one of {_model_classes()}"

@@ -228,6 +228,12 @@ class LLMCall(CallSettings):
         "B: ", "put before each passage", kept=True, flag="--passage-instruction", metavar="TEXT"
     )
     prompt: str | None = setting(None, "the question put after the passage (LLM rerankers)", kept=True, metavar="TEXT")
+    instruction: str | None = setting(
+        None,
+        "what makes a passage relevant, for prompt formats that have a place for it; empty for none (LLM rerankers)",
+        kept=True,
+        metavar="TEXT",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from flax_rerank.settings import (
     UnknownSettingError,
     warn_caller,
 )
-from flax_rerank.text.prompts import PromptFormat, Template, find_prompt_format
+from flax_rerank.text.prompts import APART, PromptFormat, Template, find_prompt_format
 from flax_rerank.text.tokenizer import Tokenizer
 
 
@@ -84,8 +84,8 @@ class Spec:
         Raises:
             ValueError: inputs could be longer than the model's positions.
         """
-        prompt = settings.prompt if isinstance(settings, LLMSettings) else None
-        template = self.prompt_format.template(self.tokenizer, settings.max_length, settings.query_tokens, prompt)
+        texts = (settings.prompt, settings.instruction) if isinstance(settings, LLMSettings) else ()
+        template = self.prompt_format.template(self.tokenizer, settings.max_length, settings.query_tokens, *texts)
         positions = self.config.max_length
         if positions is not None and template.max_tokens > positions:
             raise ValueError(
@@ -119,6 +119,7 @@ def open_spec(
     name: str | os.PathLike[str],
     model_class: RerankerModelClass | None = None,
     named: RerankerModelClass | None = None,
+    named_format: str | PromptFormat | None = None,
     **settings: Any,
 ) -> Spec:
     """Open the checkpoint called `name`; no weight is read.
@@ -127,6 +128,7 @@ def open_spec(
         name: a folder with a PyTorch or a Flax checkpoint, or a name on the Hugging Face hub.
         model_class: the kind of reranker; by default what the checkpoint or its name says.
         named: the kind that the name stands for, if any. A Flax checkpoint says its kind itself.
+        named_format: the prompt format that the name stands for, if any.
         settings: of that kind. A Flax checkpoint has its own, which count where these say nothing.
 
     Raises:
@@ -145,7 +147,7 @@ def open_spec(
             raise UnknownKindError(f"{name!r} is not a known name, and {error}") from error
         raise
     config = convert.read_config(folder)
-    return describe(name, folder, config, Tokenizer.from_folder(folder), model_class, named, **settings)
+    return describe(name, folder, config, Tokenizer.from_folder(folder), model_class, named, named_format, **settings)
 
 
 def describe(
@@ -155,6 +157,7 @@ def describe(
     tokenizer: Tokenizer,
     model_class: RerankerModelClass | None = None,
     named: RerankerModelClass | None = None,
+    named_format: str | PromptFormat | None = None,
     **settings: Any,
 ) -> Spec:
     """The spec of a config.json and a tokenizer. Arguments and errors are those of `open_spec`."""
@@ -180,21 +183,26 @@ def describe(
     for setting in settings:
         if setting not in known:
             raise UnknownSettingError(setting, chosen.value)
+    family = convert.family_of(hf)
     given = SETTINGS[chosen](**{**stored, **settings})
     if given.passage_max_length is not None:
         warn_caller("passage_max_length has no effect, here as in FlagEmbedding: max_length bounds the pair")
     adapter = getattr(given, "peft_path", None)
     if adapter is not None and is_flax:
         raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
-    shape, readout = convert.family_of(hf).architecture(HFConfig(hf))
+    shape, readout = family.architecture(HFConfig(hf))
     largest = max(tokenizer.backend.get_vocab().values(), default=0)
     if largest >= shape.vocab_size:
         raise ValueError(
             f"the tokenizer of {folder or name} has token ids up to {largest}, the model has {shape.vocab_size} "
             "embeddings (vocab_size): they do not belong together"
         )
+    if isinstance(given, LLMSettings):
+        own = given.prompt_format or named_format or family.prompt_format
+        defaults = {} if own is None else _defaults_of_format(own, tokenizer, shape, given)
+        given = replace(given, **{name: defaults[name] for name in defaults.keys() - stored.keys() - settings.keys()})
     prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)
-    if chosen is RerankerModelClass.DECODER_ONLY_BASE:
+    if family.reads_tokens:
         readout = replace(readout, tokens=_answers(prompt_format, tokenizer))
         rows = tuple(config.get("head_tokens", ()))
         if rows and rows != readout.tokens:
@@ -257,15 +265,43 @@ def read_flax_config(
     return kind, config["scoring"], config["source_config"]
 
 
+def _defaults_of_format(
+    own: str | PromptFormat, tokenizer: Tokenizer, shape: EncoderConfig | DecoderConfig, given: Settings
+) -> dict[str, Any]:
+    """The settings that count with a prompt format where neither the user nor the checkpoint gives them."""
+    prompt_format = find_prompt_format(own)
+    defaults: dict[str, Any] = {"prompt_format": own}
+    if prompt_format.texts != APART:  # they have FlagEmbedding's marks, or their own
+        defaults |= {"query_instruction_for_rerank": None, "passage_instruction_for_rerank": None}
+    if prompt_format.max_length is not None:
+        most = prompt_format.max_length
+        if shape.max_length is not None:
+            tokens = prompt_format.template(tokenizer, most, most * 3 // 4).max_tokens
+            most -= max(tokens - shape.max_length, 0)
+        defaults["max_length"] = most
+    return defaults
+
+
 def _answers(prompt_format: PromptFormat, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens whose logits make the score: the first piece of each answer, as in FlagEmbedding."""
+    """The tokens whose logits make the score: of an answer in words the first piece, as in FlagEmbedding.
+
+    Raises:
+        ValueError: the tokenizer does not have such a token.
+    """
     tokens = []
     for answer in (prompt_format.positive, prompt_format.negative):
         if answer is None:
             continue
-        pieces = tokenizer.encode(answer).tolist()
+        pieces = tokenizer.encode(answer).tolist() if isinstance(answer, str) else [answer]
         if not pieces:
             raise ValueError(f"the tokenizer makes no token of {answer!r}")
+        if isinstance(answer, int) and tokenizer.backend.id_to_token(answer) is None:
+            raise ValueError(f"the tokenizer has no token {answer}, whose logit is to make the score")
+        if len(pieces) > 1 and prompt_format.whole_answers:
+            raise ValueError(
+                f"the tokenizer has no token {answer!r}, whose logit makes the score with this prompt format; it makes "
+                f"{len(pieces)} tokens of it. Is it the tokenizer that the model was trained with?"
+            )
         if len(pieces) > 1:
             warn_caller(f"{answer!r} is {len(pieces)} tokens to this tokenizer; the score is the logit of the first")
         tokens.append(pieces[0])

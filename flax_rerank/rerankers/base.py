@@ -335,7 +335,10 @@ class AbsReranker(ABC):
             scores[prepared.scored] = logits[prepared.computed][:, list(call.outputs)]
         if not prepared.skip_faulty:
             _require_finite(scores)
-        return (sigmoid(scores) if call.settings.normalize else scores), steps
+        if call.settings.normalize:
+            style = self.spec.prompt_format
+            scores = sigmoid((scores - style.normal_shift) * style.normal_scale)
+        return scores, steps
 
 
 def plan(

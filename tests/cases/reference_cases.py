@@ -26,6 +26,10 @@ class Case:
     pairs: list[list[str]]
     runs: list[dict[str, Any]]
 
+    def pairs_of(self, run: int) -> list[list[str]]:
+        """The pairs of a run."""
+        return self.runs[run].get("pairs", self.pairs)
+
     def error(self, run: int, scores: Any, pairs: Any = slice(None)) -> float:
         """How far the scores of some of the pairs are from `exact`, or from FlagEmbedding's where there is none."""
         expected = self.runs[run]

@@ -89,8 +89,8 @@ def test_every_model_class_has_its_reranker():
     assert all(reranker.model_class == value for value, reranker in CLASSES.items())
 
 
-def test_the_known_names_are_those_of_flagembedding_and_one_more():
-    assert list(AUTO_RERANKER_MAPPING) == [
+def test_the_known_names_begin_with_those_of_flagembedding():
+    assert list(AUTO_RERANKER_MAPPING)[:10] == [
         "bge-reranker-base",
         "bge-reranker-large",
         "bge-reranker-v2-m3",
