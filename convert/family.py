@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -22,6 +22,7 @@ class Family:
         architecture: reads config.json into config and readout; tokens that the tokenizer decides are left out.
         rules: the rule table for a config, a readout and the config.json that they were read from.
         ignored: regular expressions of tensor names that a model with this readout does not need.
+        truncation: how the library that these models are published for cuts long texts; see `PromptFormat`.
     """
 
     model_type: str
@@ -30,3 +31,4 @@ class Family:
     architecture: Callable[[HFConfig], tuple[Any, Readout]]
     rules: Callable[[Any, Readout, Mapping[str, Any]], Sequence[Rule]]
     ignored: Callable[[Readout], Sequence[str]]
+    truncation: Literal["only_second", "longest_first"] = "only_second"

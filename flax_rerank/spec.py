@@ -28,7 +28,7 @@ from flax_rerank.settings import (
     UnknownSettingError,
     warn_caller,
 )
-from flax_rerank.text.prompts import PromptFormat, Template, find_prompt_format
+from flax_rerank.text.prompts import PromptFormat, Template, Truncation, find_prompt_format
 from flax_rerank.text.tokenizer import Tokenizer
 
 
@@ -78,6 +78,10 @@ class Spec:
         """The model with parameters that have shapes and no values."""
         return nnx.eval_shape(lambda: self.family.module(self.config, self.readout, dtypes))
 
+    def truncation(self, settings: Settings) -> Truncation:
+        """How texts that are too long are cut with these settings."""
+        return settings.truncation or self.prompt_format.truncation
+
     def template(self, settings: Settings) -> Template:
         """The token ids around query and passage, and how these are cut.
 
@@ -85,7 +89,9 @@ class Spec:
             ValueError: inputs could be longer than the model's positions.
         """
         prompt = settings.prompt if isinstance(settings, LLMSettings) else None
-        template = self.prompt_format.template(self.tokenizer, settings.max_length, settings.query_tokens, prompt)
+        prompt_format = replace(self.prompt_format, truncation=self.truncation(settings))
+        query_tokens = settings.query_tokens(prompt_format.truncation)
+        template = prompt_format.template(self.tokenizer, settings.max_length, query_tokens, prompt)
         positions = self.config.max_length
         if positions is not None and template.max_tokens > positions:
             raise ValueError(
@@ -194,6 +200,8 @@ def describe(
             "embeddings (vocab_size): they do not belong together"
         )
     prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)
+    if chosen is RerankerModelClass.ENCODER_ONLY_BASE:
+        prompt_format = replace(prompt_format, truncation=convert.truncation_of(hf))
     if chosen is RerankerModelClass.DECODER_ONLY_BASE:
         readout = replace(readout, tokens=_answers(prompt_format, tokenizer))
         rows = tuple(config.get("head_tokens", ()))

@@ -140,12 +140,10 @@ def tokenize(
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
 
     full_query, full_passage = lengths[query_index], lengths[passage_index]
-    query_lengths = np.minimum(full_query, template.query_max_length)
-    room = template.capacity - query_lengths
-    passage_lengths = np.minimum(np.minimum(full_passage, template.passage_max_length), room)
+    query_lengths, passage_lengths = template.cut(full_query, full_passage)
     truncated = (query_lengths < full_query) | (passage_lengths < full_passage)
     taken = len(tokenizer.encode(passage_instruction.apply(""))) if passage_instruction.text else 0
-    lost = (room < 0) | ((passage_lengths < full_passage) & (passage_lengths <= taken))
+    lost = (passage_lengths < 0) | ((passage_lengths < full_passage) & (passage_lengths <= taken))
     for pair in np.flatnonzero(lost).tolist():
         faults.setdefault(
             pair,
@@ -159,7 +157,7 @@ def tokenize(
         faults.setdefault(
             pair,
             f"no token of the query is left. Its instruction has {taken} tokens, query_max_length is "
-            f"{template.query_max_length}",
+            f"{template.query_max_length}, query and passage together may have {template.capacity}",
         )
     if not skip_faulty:
         _require_no_faults(faults)

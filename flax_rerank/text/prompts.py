@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
-from typing import Literal
+from typing import Literal, TypeAlias
+
+import numpy as np
 
 from flax_rerank.field_types import check_field_types
 from flax_rerank.text.tokenizer import Tokenizer
 
 Ids = tuple[int, ...]
+Truncation: TypeAlias = Literal["only_second", "longest_first"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class PromptFormat:
             and "bos_unless_pad" does so if there is one that is not the padding token.
         limit: what `max_length` bounds: the whole "sequence"; the "texts" with the middle; or, as FlagEmbedding has
             it, "flag": prefix, texts and middle, with as many tokens more as the suffix has.
+        truncation: how texts that are too long are cut. "only_second" cuts the query to `query_max_length`, by default
+            3/4 of `max_length`, then the passage (FlagEmbedding). "longest_first" cuts the longer of the two, and
+            once they are equally long both (Hugging Face's `tokenizer(query, passage, truncation=True)`, which
+            sentence-transformers calls).
         positive, negative: texts whose first tokens' logits make the score of a language model: positive - negative.
     """
 
@@ -35,6 +42,7 @@ class PromptFormat:
     prompt: str = ""
     special_tokens: Literal["pair", "bos", "bos_unless_pad", "none"] = "none"
     limit: Literal["sequence", "texts", "flag"] = "sequence"
+    truncation: Truncation = "only_second"
     positive: str = "Yes"
     negative: str | None = None
 
@@ -69,7 +77,7 @@ class PromptFormat:
             # prompt have; then these two come on top.
             "flag": max_length + len(suffix) - len(middle) - len(prefix),
         }[self.limit]
-        return Template(prefix, middle, suffix, capacity, query_max_length, max_length)
+        return Template(prefix, middle, suffix, capacity, query_max_length, max_length, self.truncation)
 
     def _bos(self, tokenizer: Tokenizer) -> Ids:
         if self.special_tokens not in ("bos", "bos_unless_pad"):
@@ -149,8 +157,10 @@ class Template:
 
     Attributes:
         prefix, middle, suffix: token ids before, between and after the two.
-        capacity: tokens of query and passage together; the passage is cut to fit.
-        query_max_length, passage_max_length: tokens of each, cut before they are put together.
+        capacity: tokens of query and passage together; they are cut to fit.
+        query_max_length: tokens of the query, which is cut before the two are put together.
+        passage_max_length: the same for the passage; "longest_first" does not look at it.
+        truncation: as in `PromptFormat`.
     """
 
     prefix: Ids
@@ -159,6 +169,7 @@ class Template:
     capacity: int
     query_max_length: int
     passage_max_length: int
+    truncation: Truncation = "only_second"
 
     @property
     def special_tokens(self) -> int:
@@ -169,6 +180,20 @@ class Template:
     def max_tokens(self) -> int:
         """The longest sequence that can come out."""
         return self.special_tokens + min(self.capacity, self.query_max_length + self.passage_max_length)
+
+    def cut(self, query: np.ndarray, passage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many tokens are left of queries and passages that have so many, int64 [pairs] each. Below 0 where a
+        query alone is too long."""
+        query = np.minimum(query, self.query_max_length)
+        if self.truncation == "only_second":
+            return query, np.minimum(np.minimum(passage, self.passage_max_length), self.capacity - query)
+        # Each has half of the room, and what the other leaves of its half; of an odd token, the longer one has it.
+        half = max(self.capacity, 0) // 2
+        of_query = np.where(query > passage, max(self.capacity, 0) - half, half)
+        of_passage = self.capacity - of_query
+        left_query = np.minimum(query, np.maximum(self.capacity - passage, of_query))
+        left_passage = np.minimum(passage, np.maximum(self.capacity - query, of_passage))
+        return left_query, left_passage
 
 
 def special_tokens_of_a_pair(tokenizer: Tokenizer) -> tuple[Ids, Ids, Ids]:
