@@ -8,6 +8,7 @@ from flax_rerank.convert.load import (
     open_checkpoint,
     read_config,
     refuse_embedding_model,
+    truncation_of,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "open_checkpoint",
     "read_config",
     "refuse_embedding_model",
+    "truncation_of",
 ]

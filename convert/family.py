@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -24,6 +24,7 @@ class Family:
         ignored: regular expressions of tensor names that a model with this readout does not need.
         reads_tokens: the head has a row for each token, and the prompt format says which of them make the score.
         prompt_format: the entry of `PROMPT_FORMATS` for this family; None for that of the model class.
+        truncation: how the library that these models are published for cuts long texts; see `PromptFormat`.
     """
 
     model_type: str
@@ -34,3 +35,4 @@ class Family:
     ignored: Callable[[Readout], Sequence[str]]
     reads_tokens: bool = False
     prompt_format: str | None = None
+    truncation: Literal["only_second", "longest_first"] = "only_second"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import ml_dtypes
@@ -96,6 +96,13 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     asked = ", ".join(architectures) or hf.get("model_type")
     covered = sorted(name for family in FAMILIES for name in family.model_classes)
     raise NotImplementedError(f"architecture {asked} is not covered; covered: {', '.join(covered)}")
+
+
+def truncation_of(hf: Mapping[str, Any]) -> Literal["only_second", "longest_first"]:
+    """How the library that a checkpoint was published for cuts long texts: sentence-transformers leaves its mark in
+    config.json."""
+    marks = ("sentence_transformers", "sbert_ce_default_activation_function")
+    return "longest_first" if any(hf.get(mark) for mark in marks) else family_of(hf).truncation
 
 
 @dataclass(frozen=True)

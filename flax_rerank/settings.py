@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_rerank.field_types import check_field_types
 from flax_rerank.sharding import DEFAULT_RULES, Devices, MeshShape, ShardingRules
-from flax_rerank.text.prompts import Instruction, PromptFormat
+from flax_rerank.text.prompts import Instruction, PromptFormat, Truncation
 
 CutoffLayers = int | Sequence[int] | None
 
@@ -93,9 +93,18 @@ class CallSettings:
     )
     batch_size: int = setting(128, "a step computes at most this many times max_length tokens", metavar="N")
     query_max_length: int | None = setting(
-        None, "tokens of the query; by default 3/4 of max_length", kept=True, metavar="N"
+        None,
+        "tokens of the query; by default 3/4 of max_length, and with truncation longest_first all of it",
+        kept=True,
+        metavar="N",
     )
     max_length: int = setting(512, "tokens of the pair", kept=True, metavar="N")
+    truncation: Truncation | None = setting(
+        None,
+        "how long texts are cut: only_second cuts the passage, after a query of query_max_length; longest_first cuts "
+        "the longer text; by default as the library that the model was published for does it",
+        kept=True,
+    )
     normalize: bool = setting(False, "give sigmoid(logit) instead of the logit", kept=True)
     show_progress_bar: bool | None = setting(
         None, "show one; by default for calls of more than batch_size pairs", cli=False
@@ -112,13 +121,14 @@ class CallSettings:
                 getattr(self, name)
             except ValueError as error:
                 raise ValueError(f"{name}_format: {error}") from error
-        if self.query_tokens < 1:
+        if self.query_tokens("only_second") < 1:
             raise ValueError("query_max_length is 0 (3/4 of max_length); it must be at least 1")
 
-    @property
-    def query_tokens(self) -> int:
+    def query_tokens(self, truncation: Truncation) -> int:
         """The most tokens of a query."""
-        return self.max_length * 3 // 4 if self.query_max_length is None else self.query_max_length
+        if self.query_max_length is not None:
+            return self.query_max_length
+        return self.max_length * 3 // 4 if truncation == "only_second" else MOST
 
     @property
     def query_instruction(self) -> Instruction:

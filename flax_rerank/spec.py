@@ -28,7 +28,7 @@ from flax_rerank.settings import (
     UnknownSettingError,
     warn_caller,
 )
-from flax_rerank.text.prompts import APART, PromptFormat, Template, find_prompt_format
+from flax_rerank.text.prompts import APART, PromptFormat, Template, Truncation, find_prompt_format
 from flax_rerank.text.tokenizer import Tokenizer
 
 
@@ -78,6 +78,10 @@ class Spec:
         """The model with parameters that have shapes and no values."""
         return nnx.eval_shape(lambda: self.family.module(self.config, self.readout, dtypes))
 
+    def truncation(self, settings: Settings) -> Truncation:
+        """How texts that are too long are cut with these settings."""
+        return settings.truncation or self.prompt_format.truncation
+
     def template(self, settings: Settings) -> Template:
         """The token ids around query and passage, and how these are cut.
 
@@ -85,7 +89,9 @@ class Spec:
             ValueError: inputs could be longer than the model's positions.
         """
         texts = (settings.prompt, settings.instruction) if isinstance(settings, LLMSettings) else ()
-        template = self.prompt_format.template(self.tokenizer, settings.max_length, settings.query_tokens, *texts)
+        prompt_format = replace(self.prompt_format, truncation=self.truncation(settings))
+        query_tokens = settings.query_tokens(prompt_format.truncation)
+        template = prompt_format.template(self.tokenizer, settings.max_length, query_tokens, *texts)
         positions = self.config.max_length
         if positions is not None and template.max_tokens > positions:
             raise ValueError(
@@ -202,6 +208,8 @@ def describe(
         defaults = {} if own is None else _defaults_of_format(own, tokenizer, shape, given)
         given = replace(given, **{name: defaults[name] for name in defaults.keys() - stored.keys() - settings.keys()})
     prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)
+    if chosen is RerankerModelClass.ENCODER_ONLY_BASE:
+        prompt_format = replace(prompt_format, truncation=convert.truncation_of(hf))
     if family.reads_tokens:
         readout = replace(readout, tokens=_answers(prompt_format, tokenizer))
         rows = tuple(config.get("head_tokens", ()))
@@ -299,8 +307,8 @@ def _answers(prompt_format: PromptFormat, tokenizer: Tokenizer) -> tuple[int, ..
             raise ValueError(f"the tokenizer has no token {answer}, whose logit is to make the score")
         if len(pieces) > 1 and prompt_format.whole_answers:
             raise ValueError(
-                f"the tokenizer has no token {answer!r}, whose logit makes the score with this prompt format; it makes "
-                f"{len(pieces)} tokens of it. Is it the tokenizer that the model was trained with?"
+                f"the tokenizer has no token {answer!r}, whose logit makes the score with this prompt format, and "
+                f"makes {len(pieces)} tokens of it. Is it the tokenizer that the model was trained with?"
             )
         if len(pieces) > 1:
             warn_caller(f"{answer!r} is {len(pieces)} tokens to this tokenizer; the score is the logit of the first")

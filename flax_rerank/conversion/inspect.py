@@ -156,6 +156,7 @@ def _inspect_checkpoint(path: Path, config: Mapping[str, Any], is_flax: bool, fo
     with found.noting("config.json"), warnings.catch_warnings(action="ignore"):
         spec = auto.find_spec(str(path))
         resolve(spec, spec.settings)
+        facts["truncation"] = spec.truncation(spec.settings)
 
 
 def _read_architecture(

@@ -151,9 +151,7 @@ def tokenize(
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
 
     full_query, full_passage = lengths[query_index], lengths[passage_index]
-    query_lengths = np.minimum(full_query, template.query_max_length)
-    room = template.capacity - query_lengths
-    passage_lengths = np.minimum(np.minimum(full_passage, template.passage_max_length), room)
+    query_lengths, passage_lengths = template.cut(full_query, full_passage)
     truncated = (query_lengths < full_query) | (passage_lengths < full_passage)
     if len(template.texts) > 1:
 
@@ -163,7 +161,7 @@ def tokenize(
             return len(tokenizer.encode(fill_in(text, empty, empty))) if instruction.text or text not in APART else 0
 
         around = taken(template.texts[1], passage_instruction)
-        lost = (room < 0) | ((passage_lengths < full_passage) & (passage_lengths <= around))
+        lost = (passage_lengths < 0) | ((passage_lengths < full_passage) & (passage_lengths <= around))
         for pair in np.flatnonzero(lost).tolist():
             faults.setdefault(
                 pair,
@@ -178,7 +176,7 @@ def tokenize(
             faults.setdefault(
                 pair,
                 f"no token of the query is left. Its instruction has {around} tokens, query_max_length is "
-                f"{template.query_max_length}",
+                f"{template.query_max_length}, query and passage together may have {template.capacity}",
             )
     if template.special_tokens == 0:
         for pair in np.flatnonzero(query_lengths + passage_lengths == 0).tolist():

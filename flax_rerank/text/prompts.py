@@ -5,7 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
-from typing import Literal
+from typing import Literal, TypeAlias
+
+import numpy as np
 
 from flax_rerank.field_types import check_field_types
 from flax_rerank.text.tokenizer import Tokenizer
@@ -13,6 +15,7 @@ from flax_rerank.text.tokenizer import Tokenizer
 Ids = tuple[int, ...]
 FIELD = re.compile(r"\{(query|passage|instruction)\}")
 APART = ("{query}", "{passage}")
+Truncation: TypeAlias = Literal["only_second", "longest_first", "right"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class PromptFormat:
             "bos_unless_pad" does so if there is one that is not the padding token.
         limit: what `max_length` bounds: the whole "sequence"; the "texts" with the middle; or, as FlagEmbedding has
             it, "flag": prefix, texts and middle, with as many tokens more as the suffix has.
+        truncation: how texts that are too long are cut. "only_second" cuts the query to `query_max_length`, by default
+            3/4 of `max_length`, then the passage (FlagEmbedding). "longest_first" cuts the longer of the two, and
+            once they are equally long both (Hugging Face's `tokenizer(query, passage, truncation=True)`, which
+            sentence-transformers calls). One text is cut on the "right".
         keep_tail: one text that is cut ends as it would if it were not, in the tokens that are the same for all texts.
         positive, negative: the tokens whose logits make the score of a language model, positive - negative: ids, or
             texts of which the first token counts.
@@ -41,7 +48,8 @@ class PromptFormat:
         normal_shift, normal_scale: `normalize` makes sigmoid((score - shift) * scale) of a score.
 
     Raises:
-        TypeError, ValueError: a field of another type, or texts without the query or the passage.
+        TypeError, ValueError: a field of another type, texts without the query or the passage, or a way to cut them
+            that does not go with one text or with two.
     """
 
     prefix: tuple[str, ...] = ()
@@ -53,6 +61,7 @@ class PromptFormat:
     instruction: str = ""
     special_tokens: Literal["pair", "own", "bos", "bos_unless_pad", "none"] = "none"
     limit: Literal["sequence", "texts", "flag"] = "sequence"
+    truncation: Truncation = "only_second"
     keep_tail: bool = False
     positive: str | int = "Yes"
     negative: str | int | None = None
@@ -69,6 +78,9 @@ class PromptFormat:
             len(fields) == 1 and {*APART} <= {f"{{{name}}}" for name in fields[0]}
         ):
             raise ValueError(f"texts {list(self.texts)}: one text with {{query}} and {{passage}}, or a text for each")
+        if self.is_one_text != (self.truncation == "right"):
+            some = "one text is cut on the right" if self.is_one_text else "two texts are not cut as one"
+            raise ValueError(f"truncation is {self.truncation!r}: {some}")
         if self.instructed and len(self.instructed) != len(self.texts):
             raise ValueError("instructed must have as many texts as texts")
 
@@ -116,7 +128,7 @@ class PromptFormat:
             "flag": max_length + len(suffix) - len(middle) - len(prefix),
         }[self.limit]
         if not self.is_one_text:
-            limits = query_max_length, max_length
+            limits = query_max_length, max_length, self.truncation
             return Template(prefix, middle, suffix, capacity, *limits, texts, instruction)
 
         def encode(query: str, passage: str) -> list[int]:
@@ -129,7 +141,7 @@ class PromptFormat:
                 f"them has {taken + max_length - capacity} tokens. Raise max_length"
             )
         tail = common_tail(encode("0", "0"), encode("1 2 3 4", "1 2 3 4")) if self.keep_tail else ()
-        return Template(prefix, middle, suffix, capacity, capacity, 0, texts, instruction, tail)
+        return Template(prefix, middle, suffix, capacity, capacity, 0, self.truncation, texts, instruction, tail)
 
     def _own(self, tokenizer: Tokenizer) -> tuple[Ids, Ids, Ids]:
         if self.special_tokens not in ("pair", "own"):
@@ -171,7 +183,7 @@ _CTXL = (
 
 PROMPT_FORMATS: Mapping[str, PromptFormat] = {
     "pair": PromptFormat(special_tokens="pair"),
-    "texts": PromptFormat(special_tokens="own"),
+    "texts": PromptFormat(special_tokens="own", truncation="longest_first"),
     "flag-llm": _FLAG,
     "flag-layerwise": dataclasses.replace(_FLAG, special_tokens="bos"),
     "flag-lightweight": dataclasses.replace(
@@ -187,6 +199,7 @@ PROMPT_FORMATS: Mapping[str, PromptFormat] = {
             "<Query>: {query}\n<Document>: {passage}",
         ),
         instructed=("<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {passage}",),
+        truncation="right",
         suffix=(_QWEN_ASSISTANT + _QWEN_NO_THOUGHT,),
         positive="yes",
         negative="no",
@@ -214,6 +227,7 @@ PROMPT_FORMATS: Mapping[str, PromptFormat] = {
     ),
     "zerank": PromptFormat(
         texts=(f"{_QWEN_SYSTEM}{{query}}{_QWEN_USER}{{passage}}",),
+        truncation="right",
         suffix=(_QWEN_ASSISTANT,),
         whole_answers=True,
         max_length=8192,
@@ -222,12 +236,17 @@ PROMPT_FORMATS: Mapping[str, PromptFormat] = {
     "ctxl-v2": PromptFormat(
         texts=(f"{_CTXL} ??",),
         instructed=(f"{_CTXL} {{instruction}} ??",),
+        truncation="right",
         special_tokens="own",
         positive=0,
         max_length=8192,
     ),
-    "rankllama": PromptFormat(texts=("query: {query}", "document: {passage}"), special_tokens="own"),
-    "nemotron": PromptFormat(texts=("question:{query} \n \n passage:{passage}",), special_tokens="own"),
+    "rankllama": PromptFormat(
+        texts=("query: {query}", "document: {passage}"), special_tokens="own", truncation="longest_first"
+    ),
+    "nemotron": PromptFormat(
+        texts=("question:{query} \n \n passage:{passage}",), special_tokens="own", truncation="right"
+    ),
 }
 
 
@@ -283,9 +302,10 @@ class Template:
 
     Attributes:
         prefix, middle, suffix: token ids before, between and after the two.
-        capacity: tokens of query and passage together; the passage is cut to fit.
-        query_max_length, passage_max_length: tokens of each, cut before they are put together.
-        texts, instruction: as of the prompt format. One text takes the place of the query, and is cut on the right.
+        capacity: tokens of query and passage together; they are cut to fit.
+        query_max_length: tokens of the query, which is cut before the two are put together.
+        passage_max_length: the same for the passage; "longest_first" does not look at it.
+        truncation, texts, instruction: as of the prompt format. One text takes the place of the query.
         tail: the tokens in which one text ends if it is cut.
     """
 
@@ -295,6 +315,7 @@ class Template:
     capacity: int
     query_max_length: int
     passage_max_length: int
+    truncation: Truncation = "only_second"
     texts: tuple[str, ...] = APART
     instruction: str = ""
     tail: Ids = ()
@@ -308,6 +329,20 @@ class Template:
     def max_tokens(self) -> int:
         """The longest sequence that can come out."""
         return self.special_tokens + min(self.capacity, self.query_max_length + self.passage_max_length)
+
+    def cut(self, query: np.ndarray, passage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many tokens are left of queries and passages that have so many, int64 [pairs] each. Below 0 where a
+        query alone is too long."""
+        query = np.minimum(query, self.query_max_length)
+        if self.truncation != "longest_first":
+            return query, np.minimum(np.minimum(passage, self.passage_max_length), self.capacity - query)
+        # Each has half of the room, and what the other leaves of its half; of an odd token, the longer one has it.
+        half = max(self.capacity, 0) // 2
+        of_query = np.where(query > passage, max(self.capacity, 0) - half, half)
+        of_passage = self.capacity - of_query
+        left_query = np.minimum(query, np.maximum(self.capacity - passage, of_query))
+        left_passage = np.minimum(passage, np.maximum(self.capacity - query, of_passage))
+        return left_query, left_passage
 
 
 def special_tokens_of_a_text(tokenizer: Tokenizer) -> tuple[Ids, Ids, Ids]:

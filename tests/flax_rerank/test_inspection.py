@@ -255,3 +255,20 @@ def test_the_command_prints_for_people_and_for_machines(capsys):
     assert main(["inspect", folder, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["parameters"], found["loads"], found["reasons"]) == (57089, True, [])
+
+
+@pytest.mark.parametrize(
+    ("mark", "truncation"),
+    [
+        ({}, "only_second"),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "longest_first"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "longest_first"),
+    ],
+)
+def test_texts_are_cut_as_by_the_library_that_published_the_checkpoint(tmp_path, mark, truncation):
+    folder = shutil.copytree(CASES / "encoder-bert", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | mark))
+    assert inspect_folder(folder).facts["truncation"] == truncation
+    convert(str(folder), tmp_path / "flax")
+    assert inspect_folder(tmp_path / "flax").facts["truncation"] == truncation

@@ -47,7 +47,7 @@ def scores_of(model, prepared):
     return np.squeeze([scores[layer] for layer in prepared.call.layers]) if isinstance(scores, dict) else scores
 
 
-@pytest.mark.parametrize(("name", "run"), runs_of[*CASES, *PUBLISHED])
+@pytest.mark.parametrize(("name", "run"), runs_of(*CASES, *PUBLISHED))
 def test_token_ids_equal_the_reference_and_scores_are_as_near_to_the_exact_ones(reranker, name, run):
     case = load_case(name)
     expected = case.runs[run]
