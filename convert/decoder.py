@@ -132,6 +132,39 @@ def ignored(readout: Readout) -> tuple[str, ...]:
     return (frequencies, r"lm_head\.weight") if readout.head == "tied" else (frequencies,)
 
 
+def classifier_family(
+    model_type: str,
+    architecture: str,
+    config: Callable[[HFConfig], DecoderConfig],
+    *,
+    position: Literal["last", "mean"] = "last",
+    prompt_format: str = "texts",
+) -> Family:
+    """A family of decoders with a classification head of one label.
+
+    `config` reads config.json into the config of the body. The logit is divided by the `temperature` that config.json
+    gives where the mean of all tokens is scored.
+    """
+
+    def architecture_of(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
+        hf.take("tie_word_embeddings", None)  # there is no head to tie
+        pad_token = hf.take("pad_token_id", None) if position == "last" else None
+        scale = 1.0 / hf.take("temperature", 1.0) if position == "mean" else 1.0
+        body = config(hf)
+        layers = (body.num_hidden_layers,)
+        return body, Readout(position, "linear", layers, heads=(0,), logit_scale=scale, pad_token=pad_token)
+
+    return Family(
+        model_type=model_type,
+        model_classes={architecture: "decoder-only-base"},
+        module=Decoder,
+        architecture=architecture_of,
+        rules=lambda config, readout, hf: (*body_rules(config), Rule("score.weight", "head")),
+        ignored=ignored,
+        prompt_format=prompt_format,
+    )
+
+
 def token_logit_family(
     model_type: str,
     architecture: str,

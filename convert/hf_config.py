@@ -66,7 +66,7 @@ KINDS: Mapping[str, Kind] = {
     **_each(_real(1e-30, 1), "layer_norm_eps", "rms_norm_eps"),
     **_each(_real(1, 1e15), "rope_theta"),
     **_each(_real(1e-6, 1e6), "factor", "low_freq_factor", "high_freq_factor", "query_pre_attn_scalar"),
-    **_each(_real(1e-6, 1e6), "scale_emb", "scale_depth", "dim_model_base"),
+    **_each(_real(1e-6, 1e6), "scale_emb", "scale_depth", "dim_model_base", "temperature"),
     **_each(_real(1e-6, 1e6), "attn_logit_softcapping", "final_logit_softcapping"),
     **_each(FLAG, "attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"),
     **_each(FLAG, "layer_wise", "head_multi"),

@@ -19,12 +19,12 @@ from flax_rerank.convert.family import Family
 from flax_rerank.convert.gemma import GEMMA
 from flax_rerank.convert.gemma2 import GEMMA2
 from flax_rerank.convert.hf_config import fault_of
-from flax_rerank.convert.llama import LLAMA
+from flax_rerank.convert.llama import LLAMA, LLAMA_BIDIRECTIONAL, LLAMA_CLASSIFIER
 from flax_rerank.convert.minicpm import MINICPM
-from flax_rerank.convert.mistral import MISTRAL
+from flax_rerank.convert.mistral import MISTRAL, MISTRAL_CLASSIFIER
 from flax_rerank.convert.peft import merge_adapter
-from flax_rerank.convert.qwen2 import QWEN2
-from flax_rerank.convert.qwen3 import QWEN3
+from flax_rerank.convert.qwen2 import QWEN2, QWEN2_CLASSIFIER
+from flax_rerank.convert.qwen3 import QWEN3, QWEN3_CLASSIFIER
 from flax_rerank.convert.rules import Assignment, TensorSource, assign, fill
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
@@ -35,6 +35,7 @@ FAMILIES: tuple[Family, ...] = (
     *(BERT, XLM_ROBERTA),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2),
     *(MINICPM, COST_WISE_GEMMA),
+    *(LLAMA_CLASSIFIER, LLAMA_BIDIRECTIONAL, MISTRAL_CLASSIFIER, QWEN2_CLASSIFIER, QWEN3_CLASSIFIER),
 )
 
 

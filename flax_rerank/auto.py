@@ -41,6 +41,30 @@ class RerankerConfig:
     missing_architecture: str | None = None
 
 
+_NAMES_OF_FORMATS: tuple[tuple[str | PromptFormat, tuple[str, ...]], ...] = (
+    (
+        "qwen3-reranker",
+        (
+            *("Qwen/Qwen3-Reranker-0.6B", "Qwen/Qwen3-Reranker-4B", "Qwen/Qwen3-Reranker-8B"),
+            *("tomaarsen/Qwen3-Reranker-0.6B-seq-cls", "tomaarsen/Qwen3-Reranker-4B-seq-cls"),
+            "tomaarsen/Qwen3-Reranker-8B-seq-cls",
+        ),
+    ),
+    # Half of what mxbai-rerank takes for the largest score of this model, 9; it is 12 for others.
+    (replace(PROMPT_FORMATS["mxbai-v2"], normal_shift=4.5), ("mixedbread-ai/mxbai-rerank-base-v2",)),
+    ("mxbai-v2", ("mixedbread-ai/mxbai-rerank-large-v2",)),
+    (
+        "zerank",
+        (
+            *("zeroentropy/zerank-1", "zeroentropy/zerank-1-small", "zeroentropy/zerank-2"),
+            *("zeroentropy/zerank-1-reranker", "zeroentropy/zerank-1-small-reranker"),
+            "zeroentropy/zerank-2-reranker",
+        ),
+    ),
+    ("ctxl-v2", tuple(f"ContextualAI/ctxl-rerank-v2-instruct-multilingual-{size}" for size in ("1b", "2b", "6b"))),
+    ("nemotron", ("nvidia/llama-nemotron-rerank-1b-v2",)),
+)
+
 AUTO_RERANKER_MAPPING: OrderedDict[str, RerankerConfig] = OrderedDict(
     [
         ("bge-reranker-base", RerankerConfig(FlaxReranker)),
@@ -64,25 +88,7 @@ AUTO_RERANKER_MAPPING: OrderedDict[str, RerankerConfig] = OrderedDict(
         ),
         *(
             (name, RerankerConfig(FlaxLLMReranker, prompt_format=prompt_format))
-            for prompt_format, names in {
-                "qwen3-reranker": (
-                    *("Qwen/Qwen3-Reranker-0.6B", "Qwen/Qwen3-Reranker-4B", "Qwen/Qwen3-Reranker-8B"),
-                    *("tomaarsen/Qwen3-Reranker-0.6B-seq-cls", "tomaarsen/Qwen3-Reranker-4B-seq-cls"),
-                    "tomaarsen/Qwen3-Reranker-8B-seq-cls",
-                ),
-                replace(PROMPT_FORMATS["mxbai-v2"], normal_shift=4.5): ("mixedbread-ai/mxbai-rerank-base-v2",),
-                "mxbai-v2": ("mixedbread-ai/mxbai-rerank-large-v2",),
-                "zerank": (
-                    *("zeroentropy/zerank-1", "zeroentropy/zerank-1-small", "zeroentropy/zerank-2"),
-                    *("zeroentropy/zerank-1-reranker", "zeroentropy/zerank-1-small-reranker"),
-                    "zeroentropy/zerank-2-reranker",
-                ),
-                "ctxl-v2": (
-                    *("ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b",),
-                    *("ContextualAI/ctxl-rerank-v2-instruct-multilingual-2b",),
-                    *("ContextualAI/ctxl-rerank-v2-instruct-multilingual-6b",),
-                ),
-            }.items()
+            for prompt_format, names in _NAMES_OF_FORMATS
             for name in names
         ),
     ]

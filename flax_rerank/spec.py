@@ -28,7 +28,7 @@ from flax_rerank.settings import (
     UnknownSettingError,
     warn_caller,
 )
-from flax_rerank.text.prompts import APART, PromptFormat, Template, Truncation, find_prompt_format
+from flax_rerank.text.prompts import PromptFormat, Template, Truncation, find_prompt_format
 from flax_rerank.text.tokenizer import Tokenizer
 
 
@@ -279,7 +279,7 @@ def _defaults_of_format(
     """The settings that count with a prompt format where neither the user nor the checkpoint gives them."""
     prompt_format = find_prompt_format(own)
     defaults: dict[str, Any] = {"prompt_format": own}
-    if prompt_format.texts != APART:  # they have FlagEmbedding's marks, or their own
+    if prompt_format.limit != "flag":  # FlagEmbedding's marks, A: and B:, go with its prompts
         defaults |= {"query_instruction_for_rerank": None, "passage_instruction_for_rerank": None}
     if prompt_format.max_length is not None:
         most = prompt_format.max_length

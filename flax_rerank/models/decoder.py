@@ -43,6 +43,7 @@ class DecoderConfig:
         query_scale: factor of the attention scores.
         attention_softcap: bound of the attention scores; None for no bound.
         sliding_windows: for each layer how many positions back it sees, itself included; 0 for all.
+        causal: no position sees a later one.
     """
 
     vocab_size: int
@@ -68,9 +69,12 @@ class DecoderConfig:
     residual_scale: float = 1.0
     attention_softcap: float | None = None
     sliding_windows: tuple[int, ...] = ()
+    causal: bool = True
 
     def __post_init__(self) -> None:
         require_activation(self.hidden_act)
+        if self.sliding_windows and not self.causal:
+            raise ValueError("sliding windows go with causal attention only")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
@@ -171,7 +175,8 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A causal transformer that scores the last token of each row, after one or several of its layers.
+    """A transformer that scores the last token of each row, after one or several of its layers; or the mean of all
+    tokens, after the last.
 
     Padding is on the right: under a causal mask no real token sees it, and rotary positions are relative.
 
@@ -180,8 +185,10 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, readout: Readout, dtypes: DTypes) -> None:
-        if readout.position != "last" or readout.head == "dense_tanh":
+        if readout.position == "first" or readout.head == "dense_tanh":
             raise NotImplementedError(f"a decoder scores its last token by a linear or tied head, not {readout}")
+        if readout.position == "mean" and readout.layers != (config.num_hidden_layers,):
+            raise NotImplementedError(f"the mean of all tokens is scored after the last layer, not by {readout}")
         self.config = config
         self.readout = readout
         self.dtypes = dtypes
@@ -217,6 +224,10 @@ class Decoder(nnx.Module):
         """
         if replace(readout, layers=self.readout.layers, heads=self.readout.heads) != self.readout:
             raise ValueError(f"the readout of a call differs in layers and heads alone from {self.readout}: {readout}")
+        if readout.pad_token is not None:
+            positions = jnp.arange(input_ids.shape[1])[None]  # [1, L]
+            real = (positions < lengths[:, None]) & (input_ids != readout.pad_token)
+            lengths = jnp.maximum(jnp.where(real, positions + 1, 0).max(axis=1), 1)
         x = self.embed_tokens(input_ids)  # [B, L, D]
         x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         states = jnp.zeros((len(readout.layers), x.shape[0], x.shape[-1]), x.dtype)  # [layers, B, D]
@@ -230,15 +241,19 @@ class Decoder(nnx.Module):
                     x, states = self._run(x, states, lengths, start, stop, readout.layers)
                     x, lengths = compress(x, lengths, passage_starts, new_length=new_length, **sizes)
                     start = stop
-        _, states = self._run(x, states, lengths, start, readout.layers[-1], readout.layers)
-        return self._logits(states, readout)
+        x, states = self._run(x, states, lengths, start, readout.layers[-1], readout.layers)
+        if readout.position == "mean":
+            real = jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]  # [B, L, 1]
+            total = jnp.where(real, self.norm(x).astype(jnp.float32), 0).sum(axis=1)  # [B, D]
+            return self._logits((total / lengths[:, None].astype(jnp.float32))[None], readout)
+        return self._logits(self.norm(states).astype(jnp.float32), readout)
 
     def _run(
         self, x: jax.Array, states: jax.Array, lengths: jax.Array, start: int, stop: int, layers: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
         """Run the layers [start, stop); after those that are scored, keep the state of each row's last token.
 
-        Of the last of `layers` nothing else is computed.
+        Of the last of `layers` nothing else is computed, unless all tokens are read.
         """
         if start == stop:
             return x, states
@@ -246,7 +261,9 @@ class Decoder(nnx.Module):
         length = x.shape[1]
         angles = Angles(*rotary_angles(length, lengths, config.head_dim, config.rope_theta, config.rope_scaling))
         back = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]  # [L, L]
-        causal = (back >= 0)[None]  # [1, L, L]
+        full = Mask((back >= 0)[None], causal=True)  # [1, L, L]
+        if not config.causal:
+            full = Mask((jnp.arange(length)[None] < lengths[:, None])[:, None], lengths)  # [B, 1, L]
         windows = np.asarray(config.sliding_windows or (0,) * config.num_hidden_layers)
         windows = np.where((windows == 0) | (windows >= length), length, windows)
         # States that are not scored go where the last ones will be.
@@ -256,17 +273,17 @@ class Decoder(nnx.Module):
 
         def step(layer: DecoderLayer, index: jax.Array, carry: Any) -> Any:
             x, states = carry
-            mask = Mask(causal, causal=True)
+            mask = full
             if (windows[start:stop] < length).any():
                 window = jnp.asarray(windows)[index]
                 kinds = tuple(np.unique(windows[start:stop]).tolist())
-                mask = Mask(causal & (back < window)[None], causal=True, window=window, windows=kinds)
+                mask = replace(full, dense=full.dense & (back < window)[None], window=window, windows=kinds)
             x = layer(x, mask, angles)
             state = pick(x, last)[:, 0]  # [B, D]
             slot = jnp.asarray(slots)[index + 1]
             return x, jax.lax.dynamic_update_index_in_dim(states, state, slot, 0)
 
-        if stop < layers[-1]:
+        if stop < layers[-1] or self.readout.position == "mean":
             return run_stack(self.layers, start, stop, step, (x, states))
         x, states = run_stack(self.layers, start, stop - 1, step, (x, states))
         back_from_last = last[:, None] - jnp.arange(length)[None]  # [B, L]
@@ -275,8 +292,7 @@ class Decoder(nnx.Module):
         return x, states.at[-1].set(x[:, 0])
 
     def _logits(self, states: jax.Array, readout: Readout) -> jax.Array:
-        """float32 [B, layers] of states [layers, B, D]."""
-        states = self.norm(states).astype(jnp.float32)
+        """float32 [B, layers] of normalised states, float32 [layers, B, D]."""
         matrix = self.embed_tokens.embedding[...] if readout.head == "tied" else self.head[...]
         rows = matrix[np.asarray(readout.rows)].astype(jnp.float32)  # [layers, 1 or 2, D]
         logits = jnp.einsum("sbd,std->bst", states, rows) * readout.logit_scale

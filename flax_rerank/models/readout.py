@@ -12,7 +12,7 @@ class Readout:
     A model has the readout of all its layers; `at` gives that of one call.
 
     Attributes:
-        position: the token of each row whose state is read.
+        position: the token of each row whose state is read; or "mean" of the states of all its tokens.
         head: "dense_tanh" is a dense layer, tanh and a projection; "linear" has a matrix of its own; "tied" reads
             rows of the embedding.
         layers: layers after which there is a score, counted from 1, ascending; 0 is the embedding.
@@ -21,18 +21,21 @@ class Readout:
             score is the logit of the first minus that of the second. Empty where a head has one row.
         logit_scale: factor of the logits.
         softcap: bounds each logit by `softcap * tanh(logit / softcap)`; None for no bound.
+        pad_token: "last" is the last token that is not this one, also where a text ends in it (Hugging Face's decoders
+            with a classification head); None for the last token, whatever it is.
 
     Raises:
         ValueError: values that do not belong together.
     """
 
-    position: Literal["first", "last"]
+    position: Literal["first", "last", "mean"]
     head: Literal["dense_tanh", "linear", "tied"]
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     tokens: tuple[int, ...] = ()
     logit_scale: float = 1.0
     softcap: float | None = None
+    pad_token: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "tokens"):  # JSON has lists

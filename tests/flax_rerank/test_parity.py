@@ -36,6 +36,9 @@ PUBLISHED = (
     "logit-zerank",
     "logit-ctxl",
     "logit-ctxl-mistral",
+    "seqcls-llama",
+    "seqcls-llama-bidirectional",
+    "seqcls-qwen3",
 )
 
 # One shape for all runs of a case: compiling is what takes time.
