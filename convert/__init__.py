@@ -1,5 +1,6 @@
 """PyTorch checkpoints to Flax modules and back: names, layouts and files."""
 
+from flax_rerank.convert import sentence_transformers
 from flax_rerank.convert.load import (
     TorchCheckpoint,
     architectures_of,
@@ -19,5 +20,6 @@ __all__ = [
     "open_checkpoint",
     "read_config",
     "refuse_embedding_model",
+    "sentence_transformers",
     "truncation_of",
 ]

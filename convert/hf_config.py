@@ -98,7 +98,7 @@ NO_EFFECT_ON_SCORES = frozenset(
     output_attentions output_hidden_states output_past output_scores pad_token_id pooler_fc_size
     pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type prefix problem_type
     remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
-    sbert_ce_default_activation_function sentence_transformers sep_token_id suppress_tokens
+    sbert_ce_default_activation_function sentence_transformers sentence_transformers_files sep_token_id suppress_tokens
     task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
     transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
     use_return_dict
@@ -107,10 +107,10 @@ NO_EFFECT_ON_SCORES = frozenset(
 
 
 class HFConfig:
-    """The fields of one config.json, each to be taken once by the family that reads it."""
+    """The fields of one config.json, or of a file like it, each to be taken once by the family that reads it."""
 
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        self._fields = fields
+    def __init__(self, fields: Mapping[str, Any], file: str = "config.json") -> None:
+        self._fields, self._file = fields, file
         self._known = set(NO_EFFECT_ON_SCORES)
         self._faults: dict[str, None] = {}  # a field may be taken twice: each fault once, in order
 
@@ -159,7 +159,7 @@ class HFConfig:
             if name not in self._known and not _switched_off(value):
                 self.fault(f"{name} = {short(value)} is not understood and may change the scores")
         if self._faults:
-            raise ValueError("config.json: " + "; ".join(self._faults))
+            raise ValueError(f"{self._file}: " + "; ".join(self._faults))
 
 
 def _switched_off(value: Any) -> bool:

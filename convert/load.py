@@ -1,6 +1,5 @@
 """A PyTorch checkpoint folder to a Flax module."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from flax_rerank.convert import sentence_transformers
 from flax_rerank.convert.bert import BERT
 from flax_rerank.convert.cost_wise_gemma import COST_WISE_GEMMA
 from flax_rerank.convert.family import Family
@@ -26,7 +26,6 @@ from flax_rerank.convert.peft import merge_adapter
 from flax_rerank.convert.qwen2 import QWEN2, QWEN2_CLASSIFIER
 from flax_rerank.convert.qwen3 import QWEN3, QWEN3_CLASSIFIER
 from flax_rerank.convert.rules import Assignment, TensorSource, assign, fill
-from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError, Index, Shape, place, shapes_of
@@ -40,17 +39,20 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder. FileNotFoundError if there is no such file, ValueError if it is damaged."""
+    """config.json of a checkpoint folder, with the files of sentence-transformers beside it, if there are any.
+
+    Raises:
+        FileNotFoundError: there is no such file, or one that another one names.
+        ValueError: a file is damaged.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a model?")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    config = sentence_transformers.read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a JSON object")
-    return config
+    files = sentence_transformers.read_files(folder)
+    return config | ({sentence_transformers.FILES: files} if files else {})
 
 
 def architectures_of(hf: Mapping[str, Any]) -> tuple[str, ...]:
@@ -100,10 +102,8 @@ def family_of(hf: Mapping[str, Any]) -> Family:
 
 
 def truncation_of(hf: Mapping[str, Any]) -> Literal["only_second", "longest_first"]:
-    """How the library that a checkpoint was published for cuts long texts: sentence-transformers leaves its mark in
-    config.json."""
-    marks = ("sentence_transformers", "sbert_ce_default_activation_function")
-    return "longest_first" if any(hf.get(mark) for mark in marks) else family_of(hf).truncation
+    """How the library that a checkpoint was published for cuts long texts."""
+    return "longest_first" if sentence_transformers.is_published_for(hf) else family_of(hf).truncation
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def open_checkpoint(
         CheckpointError: tensors missing, left over or misshapen, files corrupt; all of them at once.
     """
     family, params = family_of(hf), shapes_of(module)
-    source: TensorSource = open_torch_files(folder)
+    source: TensorSource = sentence_transformers.open_files(folder, hf)
     if adapter is not None:
         source = merge_adapter(source, adapter, family.ignored(readout))
     rules = family.rules(config, readout, hf)

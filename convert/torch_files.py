@@ -187,6 +187,30 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+class JoinedFiles:
+    """The tensors of several sources, named by a prefix for each."""
+
+    def __init__(self, sources: Mapping[str, TensorSource]) -> None:
+        self.files: tuple[Path, ...] = tuple(file for source in sources.values() for file in source.files)
+        self._shapes: dict[str, Shape] = {}
+        self._dtypes: dict[str, np.dtype] = {}
+        self._sources: dict[str, tuple[TensorSource, str]] = {}
+        for prefix, source in sources.items():
+            self._shapes |= {prefix + name: shape for name, shape in source.shapes().items()}
+            self._dtypes |= {prefix + name: dtype for name, dtype in source.dtypes().items()}
+            self._sources |= {prefix + name: (source, name) for name in source.shapes()}
+
+    def shapes(self) -> Mapping[str, Shape]:
+        return self._shapes
+
+    def dtypes(self) -> Mapping[str, np.dtype]:
+        return self._dtypes
+
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        source, own = self._sources[name]
+        return source.read(own, index)
+
+
 class PickleFiles:
     """Tensors of pytorch_model.bin, read by torch's weights_only loader: no code in the pickle runs."""
 

@@ -190,7 +190,10 @@ def describe(
         if setting not in known:
             raise UnknownSettingError(setting, chosen.value)
     family = convert.family_of(hf)
-    given = SETTINGS[chosen](**{**stored, **settings})
+    # A Flax checkpoint keeps these settings as its own.
+    of_source = chosen is RerankerModelClass.ENCODER_ONLY_BASE and not is_flax
+    published = convert.sentence_transformers.settings_of(hf) if of_source else {}
+    given = SETTINGS[chosen](**{**published, **stored, **settings})
     if given.passage_max_length is not None:
         warn_caller("passage_max_length has no effect, here as in FlagEmbedding: max_length bounds the pair")
     adapter = getattr(given, "peft_path", None)

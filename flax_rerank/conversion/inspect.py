@@ -18,7 +18,6 @@ from flax_rerank.checkpoint import MANIFEST
 from flax_rerank.convert import peft
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import TensorSource
-from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.dtypes import FLOAT32
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
@@ -138,7 +137,7 @@ def _inspect_checkpoint(path: Path, config: Mapping[str, Any], is_flax: bool, fo
             if architecture is not None:
                 checkpoint.open_params(path, architecture[-1])
         else:
-            source = open_torch_files(path)
+            source = convert.sentence_transformers.open_files(path, hf)
             facts |= _facts_of_arrays(source) | {"files": [file.name for file in source.files]}
             if architecture is not None:
                 convert.open_checkpoint(path, hf, *architecture)
