@@ -63,6 +63,7 @@ KINDS: Mapping[str, Kind] = {
     **_each(_whole(1, 2**16), "type_vocab_size"),
     **_each(_whole(1, MOST), "max_position_embeddings", "original_max_position_embeddings"),
     **_each(_whole(0, MOST), "sliding_window", "pad_token_id", "num_labels"),
+    **_each(_whole(0, MOST), "true_token_id", "false_token_id"),
     **_each(_real(1e-30, 1), "layer_norm_eps", "rms_norm_eps"),
     **_each(_real(1, 1e15), "rope_theta"),
     **_each(_real(1e-6, 1e6), "factor", "low_freq_factor", "high_freq_factor", "query_pre_attn_scalar"),
@@ -72,7 +73,7 @@ KINDS: Mapping[str, Kind] = {
     **_each(FLAG, "layer_wise", "head_multi"),
     **_each(TEXT, "hidden_act", "hidden_activation", "rope_type", "type", "model_type"),
     **_each(TEXTS, "layer_types", "architectures"),
-    **_each(OBJECT, "rope_scaling", "rope_parameters"),
+    **_each(OBJECT, "rope_scaling", "rope_parameters", "modality_config", "processing_kwargs"),
     **_each(LABELS, "id2label"),
 }
 

@@ -16,6 +16,7 @@ from flax_rerank.convert.torch_files import JoinedFiles, open_torch_files
 
 FILES = "sentence_transformers_files"
 MODULES, SETTINGS, BODY = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
+TEMPLATES = "additional_chat_templates"
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "LogitScore")
 WITH_WEIGHTS = ("Dense", "LayerNorm")
 # Earlier versions wrote the activation into config.json.
@@ -51,7 +52,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_files(folder: Path) -> dict[str, Any]:
-    """The contents of the JSON files of sentence-transformers in a folder, by their paths in it.
+    """The contents of the files of sentence-transformers in a folder, JSON and named chat templates, by their paths
+    in it.
 
     Raises:
         FileNotFoundError: modules.json names a module whose config.json is missing.
@@ -63,6 +65,9 @@ def read_files(folder: Path) -> dict[str, Any]:
             raise FileNotFoundError(f"{MODULES} has the module {module.path}, but {folder} has no {module.file}")
         if module.path:
             found[module.file] = read_json(folder / module.file)
+    if found:
+        templates = sorted((folder / TEMPLATES).glob("*.jinja"))
+        found |= {f"{TEMPLATES}/{file.name}": file.read_text(encoding="utf-8") for file in templates}
     return found
 
 
@@ -141,7 +146,7 @@ def open_files(folder: Path, hf: Mapping[str, Any]) -> TensorSource:
 
 
 def config_files(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON files of a checkpoint, by their paths in it, and what each holds."""
+    """The JSON files of a checkpoint and its named chat templates, by their paths in it, and what each holds."""
     return {"config.json": {name: value for name, value in hf.items() if name != FILES}, **hf.get(FILES, {})}
 
 

@@ -182,8 +182,11 @@ def _with_numbers(name: str) -> list[str]:
     return [part.zfill(9) if part.isdecimal() else part for part in name.split(".")]
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file as Hugging Face does, in UTF-8."""
+def write_json(path: Path, value: Mapping[str, Any] | str) -> None:
+    """Write a JSON file as Hugging Face does, in UTF-8; a text as it is."""
+    if isinstance(value, str):
+        path.write_text(value, encoding="utf-8")
+        return
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

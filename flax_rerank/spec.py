@@ -16,6 +16,7 @@ from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.dtypes import DTypes
 from flax_rerank.field_types import fits
 from flax_rerank.hub import HubError, local_folder, model_name
+from flax_rerank.message_format import format_of_messages
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError
@@ -207,8 +208,14 @@ def describe(
             "embeddings (vocab_size): they do not belong together"
         )
     if isinstance(given, LLMSettings):
-        own = given.prompt_format or named_format or family.prompt_format
-        defaults = {} if own is None else _defaults_of_format(own, tokenizer, shape, given)
+        own, published = given.prompt_format, {}
+        saved = None if own or is_flax else format_of_messages(hf, tokenizer, shape.max_length)
+        if saved is not None:
+            own, published = saved, convert.sentence_transformers.settings_of(hf)
+            if saved.is_one_text:  # the prompt is the instruction of the chat template
+                published.pop("query_instruction_for_rerank", None)
+        own = own or named_format or family.prompt_format
+        defaults = {} if own is None else _defaults_of_format(own, tokenizer, shape) | published
         given = replace(given, **{name: defaults[name] for name in defaults.keys() - stored.keys() - settings.keys()})
     prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)
     if chosen is RerankerModelClass.ENCODER_ONLY_BASE:
@@ -277,7 +284,7 @@ def read_flax_config(
 
 
 def _defaults_of_format(
-    own: str | PromptFormat, tokenizer: Tokenizer, shape: EncoderConfig | DecoderConfig, given: Settings
+    own: str | PromptFormat, tokenizer: Tokenizer, shape: EncoderConfig | DecoderConfig
 ) -> dict[str, Any]:
     """The settings that count with a prompt format where neither the user nor the checkpoint gives them."""
     prompt_format = find_prompt_format(own)

