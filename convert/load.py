@@ -19,6 +19,7 @@ from flax_rerank.convert.family import Family
 from flax_rerank.convert.gemma import GEMMA
 from flax_rerank.convert.gemma2 import GEMMA2
 from flax_rerank.convert.hf_config import fault_of
+from flax_rerank.convert.jina_v3 import JINA_V3
 from flax_rerank.convert.llama import LLAMA, LLAMA_BIDIRECTIONAL, LLAMA_CLASSIFIER
 from flax_rerank.convert.minicpm import MINICPM
 from flax_rerank.convert.mistral import MISTRAL, MISTRAL_CLASSIFIER
@@ -35,6 +36,7 @@ FAMILIES: tuple[Family, ...] = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2),
     *(MINICPM, COST_WISE_GEMMA),
     *(LLAMA_CLASSIFIER, LLAMA_BIDIRECTIONAL, MISTRAL_CLASSIFIER, QWEN2_CLASSIFIER, QWEN3_CLASSIFIER),
+    JINA_V3,
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from flax_rerank.hub import model_name
 from flax_rerank.rerankers import (
     AbsReranker,
+    FlaxListwiseReranker,
     FlaxLLMReranker,
     FlaxReranker,
     LayerWiseFlaxLLMReranker,
@@ -20,7 +21,10 @@ from flax_rerank.text.prompts import PROMPT_FORMATS, PromptFormat
 
 RERANKER_CLASS_MAPPING: OrderedDict[RerankerModelClass, type[AbsReranker]] = OrderedDict(
     (RerankerModelClass(reranker.model_class), reranker)
-    for reranker in (FlaxReranker, FlaxLLMReranker, LayerWiseFlaxLLMReranker, LightWeightFlaxLLMReranker)
+    for reranker in (
+        *(FlaxReranker, FlaxLLMReranker, LayerWiseFlaxLLMReranker, LightWeightFlaxLLMReranker),
+        FlaxListwiseReranker,
+    )
 )
 
 
@@ -91,6 +95,7 @@ AUTO_RERANKER_MAPPING: OrderedDict[str, RerankerConfig] = OrderedDict(
             for prompt_format, names in _NAMES_OF_FORMATS
             for name in names
         ),
+        ("jinaai/jina-reranker-v3", RerankerConfig(FlaxListwiseReranker)),
     ]
 )
 

@@ -37,6 +37,7 @@ class RerankerModelClass(Enum):
     DECODER_ONLY_BASE = "decoder-only-base"
     DECODER_ONLY_LAYERWISE = "decoder-only-layerwise"
     DECODER_ONLY_LIGHTWEIGHT = "decoder-only-lightweight"
+    LISTWISE = "listwise"
 
 
 def setting(default: Any, help: str, *, kept: bool = False, **option: Any) -> Any:
@@ -333,11 +334,38 @@ class LightweightSettings(LightweightCall, LayerwiseSettings):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListwiseCall(LLMCall):
+    """What `FlaxListwiseReranker.compute_score` takes."""
+
+    query_max_length: int | None = setting(512, "tokens of the query", kept=True, metavar="N")
+    passage_max_length: int = setting(
+        2048, "tokens of a passage (listwise; other rerankers cut by max_length)", kept=True, metavar="N"
+    )
+    max_length: int = setting(131072, "tokens of the texts in one prompt", kept=True, metavar="N")
+    passages_per_prompt: int = setting(125, "passages in one prompt, at most 125 (listwise)", kept=True, metavar="N")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, most in {"passage_max_length": MOST, "passages_per_prompt": 125}.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 and at most {most}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListwiseSettings(ListwiseCall, LLMSettings):
+    """The settings of `FlaxListwiseReranker`."""
+
+    call: ClassVar[type[CallSettings]] = ListwiseCall
+    default_format: ClassVar[str] = "jina-v3"
+
+
 SETTINGS: Mapping[RerankerModelClass, type[Settings]] = {
     RerankerModelClass.ENCODER_ONLY_BASE: EncoderSettings,
     RerankerModelClass.DECODER_ONLY_BASE: LLMSettings,
     RerankerModelClass.DECODER_ONLY_LAYERWISE: LayerwiseSettings,
     RerankerModelClass.DECODER_ONLY_LIGHTWEIGHT: LightweightSettings,
+    RerankerModelClass.LISTWISE: ListwiseSettings,
 }
 
 

@@ -195,7 +195,7 @@ def describe(
     of_source = chosen is RerankerModelClass.ENCODER_ONLY_BASE and not is_flax
     published = convert.sentence_transformers.settings_of(hf) if of_source else {}
     given = SETTINGS[chosen](**{**published, **stored, **settings})
-    if given.passage_max_length is not None:
+    if given.passage_max_length is not None and chosen is not RerankerModelClass.LISTWISE:
         warn_caller("passage_max_length has no effect, here as in FlagEmbedding: max_length bounds the pair")
     adapter = getattr(given, "peft_path", None)
     if adapter is not None and is_flax:
@@ -228,6 +228,8 @@ def describe(
                 f"{folder} has the rows of the tokens {rows} of the source's head (head_tokens), the prompt "
                 f"format reads {readout.tokens}: convert the source again with this prompt_format"
             )
+    if prompt_format.markers:
+        readout = replace(readout, markers=tuple(_whole_token(marker, tokenizer) for marker in prompt_format.markers))
     if isinstance(given, LightweightSettings) and given.attention_softcap == "reference":
         shape = replace(shape, attention_softcap=None)
     return Spec(
@@ -298,6 +300,14 @@ def _defaults_of_format(
             most -= max(tokens - shape.max_length, 0)
         defaults["max_length"] = most
     return defaults
+
+
+def _whole_token(text: str, tokenizer: Tokenizer) -> int:
+    """The token that a text is."""
+    pieces = tokenizer.encode(text).tolist()
+    if len(pieces) != 1 and tokenizer.files:
+        raise ValueError(f"the tokenizer has no token {text!r}, which the model reads")
+    return pieces[0]
 
 
 def _answers(prompt_format: PromptFormat, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from flax_rerank.models.layers import (
     run_stack,
     stack,
 )
+from flax_rerank.models.projector import Projector
 from flax_rerank.models.readout import Readout
 from flax_rerank.models.rotary import RopeScaling, rotary_angles, rotate
 
@@ -175,8 +176,8 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A transformer that scores the last token of each row, after one or several of its layers; or the mean of all
-    tokens, after the last.
+    """A transformer that scores the last token of each row, after one or several of its layers; or after the last the
+    mean of all tokens; or that makes vectors of some tokens.
 
     Padding is on the right: under a causal mask no real token sees it, and rotary positions are relative.
 
@@ -187,14 +188,16 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, readout: Readout, dtypes: DTypes) -> None:
         if readout.position == "first" or readout.head == "dense_tanh":
             raise NotImplementedError(f"a decoder scores its last token by a linear or tied head, not {readout}")
-        if readout.position == "mean" and readout.layers != (config.num_hidden_layers,):
-            raise NotImplementedError(f"the mean of all tokens is scored after the last layer, not by {readout}")
+        if readout.position != "last" and readout.layers != (config.num_hidden_layers,):
+            raise NotImplementedError(f"only the last token is scored after earlier layers, not {readout}")
         self.config = config
         self.readout = readout
         self.dtypes = dtypes
         self.embed_tokens = Embed(config.vocab_size, config.hidden_size, ("vocab", "embed"), dtypes)
         self.layers = stack(lambda: DecoderLayer(config, dtypes), config.num_hidden_layers)
         self.norm = _norm(config, dtypes)
+        if readout.head == "projector":
+            self.projector = Projector(config.hidden_size, dtypes)
         if readout.head == "linear":
             self.head = parameter((readout.head_rows, config.hidden_size), (None, "embed"), dtypes)
 
@@ -217,7 +220,7 @@ class Decoder(nnx.Module):
             compression: where passages are compressed; None for nowhere.
 
         Returns:
-            float32 logits, [B, len(readout.layers)].
+            float32 logits, [B, len(readout.layers)]; with a projector its vectors.
 
         Raises:
             ValueError: a readout that differs from the model's in more than layers and heads.
@@ -242,6 +245,8 @@ class Decoder(nnx.Module):
                     x, lengths = compress(x, lengths, passage_starts, new_length=new_length, **sizes)
                     start = stop
         x, states = self._run(x, states, lengths, start, readout.layers[-1], readout.layers)
+        if readout.position == "markers":
+            return self.projector(self.norm(x), input_ids, readout)
         if readout.position == "mean":
             real = jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]  # [B, L, 1]
             total = jnp.where(real, self.norm(x).astype(jnp.float32), 0).sum(axis=1)  # [B, D]
@@ -283,7 +288,7 @@ class Decoder(nnx.Module):
             slot = jnp.asarray(slots)[index + 1]
             return x, jax.lax.dynamic_update_index_in_dim(states, state, slot, 0)
 
-        if stop < layers[-1] or self.readout.position == "mean":
+        if stop < layers[-1] or self.readout.position != "last":
             return run_stack(self.layers, start, stop, step, (x, states))
         x, states = run_stack(self.layers, start, stop - 1, step, (x, states))
         back_from_last = last[:, None] - jnp.arange(length)[None]  # [B, L]

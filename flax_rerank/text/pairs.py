@@ -127,9 +127,9 @@ def tokenize(
     Raises:
         ValueError: the first pair at fault, named by its index, without `skip_faulty`.
     """
-    faults = _encoding_faults(pairs)
+    faults = encoding_faults(pairs)
     if not skip_faulty:
-        _require_no_faults(faults)
+        require_no_faults(faults)
     if faults:
         pairs = [("", "") if number in faults else pair for number, pair in enumerate(pairs)]
     index: dict[str, int] = {}
@@ -182,7 +182,7 @@ def tokenize(
         for pair in np.flatnonzero(query_lengths + passage_lengths == 0).tolist():
             faults.setdefault(pair, "it has no token: query and passage are empty")
     if not skip_faulty:
-        _require_no_faults(faults)
+        require_no_faults(faults)
     truncated[list(faults)] = False
     return TokenizedPairs(
         template=template,
@@ -197,7 +197,8 @@ def tokenize(
     )
 
 
-def _encoding_faults(pairs: Sequence[Pair]) -> dict[int, str]:
+def encoding_faults(pairs: Sequence[Pair]) -> dict[int, str]:
+    """Why a pair cannot be encoded, by its index."""
     faults: dict[int, str] = {}
     for number, pair in enumerate(pairs):
         for role, text in zip(("query", "passage"), pair, strict=True):
@@ -213,7 +214,8 @@ def _encoding_faults(pairs: Sequence[Pair]) -> dict[int, str]:
     return faults
 
 
-def _require_no_faults(faults: Mapping[int, str]) -> None:
+def require_no_faults(faults: Mapping[int, str]) -> None:
+    """Raise ValueError for the first pair at fault, if there is one."""
     if faults:
         first = min(faults)
         raise ValueError(f"pair {first}: {faults[first]}")

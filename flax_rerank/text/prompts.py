@@ -44,6 +44,9 @@ class PromptFormat:
         positive, negative: the tokens whose logits make the score of a language model, positive - negative: ids, or
             texts of which the first token counts.
         whole_answers: these texts must be one token each.
+        each, markers: of a listwise format, what each passage becomes, with its `{number}` from 0; these, one a line,
+            take the place of the passage in the text, where `{count}` is how many they are. The second marks the end
+            of a passage and that of the query, tokens that are taken out of the texts.
         max_length: where neither the user nor the checkpoint gives one; None for that of the settings.
         normal_shift, normal_scale: `normalize` makes sigmoid((score - shift) * scale) of a score.
 
@@ -66,6 +69,8 @@ class PromptFormat:
     positive: str | int = "Yes"
     negative: str | int | None = None
     whole_answers: bool = False
+    each: str = ""
+    markers: tuple[str, ...] = ()
     max_length: int | None = None
     normal_shift: float = 0.0
     normal_scale: float = 1.0
@@ -243,6 +248,21 @@ PROMPT_FORMATS: Mapping[str, PromptFormat] = {
     ),
     "rankllama": PromptFormat(
         texts=("query: {query}", "document: {passage}"), special_tokens="own", truncation="longest_first"
+    ),
+    "jina-v3": PromptFormat(
+        texts=(
+            f"{_QWEN_SYSTEM}You are a search relevance expert who can determine a ranking of the passages based on "
+            "how relevant they are to the query. If the query is a question, how relevant a passage is depends on how "
+            "well it answers the question. If not, try to analyze the intent of the query and assess how well each "
+            "passage satisfies the intent. If an instruction is provided, you should follow the instruction when "
+            f"determining the ranking.{_QWEN_USER}I will provide you with {{count}} passages, each indicated by a numerical "
+            "identifier. Rank the passages based on their relevance to query: {query}\n{passage}\n"
+            f"<query>\n{{query}}<|rerank_token|>\n</query>{_QWEN_ASSISTANT}{_QWEN_NO_THOUGHT}",
+        ),
+        each='<passage id="{number}">\n{passage}<|embed_token|>\n</passage>',
+        markers=("<|embed_token|>", "<|rerank_token|>"),
+        truncation="right",
+        max_length=131072,
     ),
     "nemotron": PromptFormat(
         texts=("question:{query} \n \n passage:{passage}",), special_tokens="own", truncation="right"

@@ -14,6 +14,7 @@ from flax_rerank import (
     AUTO_RERANKER_MAPPING,
     RERANKER_CLASS_MAPPING,
     FlaxAutoReranker,
+    FlaxListwiseReranker,
     FlaxLLMReranker,
     FlaxReranker,
     LayerWiseFlaxLLMReranker,
@@ -28,6 +29,7 @@ CLASSES = {
     "decoder-only-base": FlaxLLMReranker,
     "decoder-only-layerwise": LayerWiseFlaxLLMReranker,
     "decoder-only-lightweight": LightWeightFlaxLLMReranker,
+    "listwise": FlaxListwiseReranker,
 }
 LOADABLE = {
     "BAAI/bge-reranker-base": FlaxReranker,

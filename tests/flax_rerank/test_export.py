@@ -23,7 +23,7 @@ FAMILIES = [
     *("encoder-bert", "encoder-xlmr"),
     *("decoder-gemma", "decoder-gemma2", "decoder-llama", "decoder-mistral", "decoder-qwen2", "decoder-qwen3"),
     *("layerwise-minicpm", "layerwise-raw-single", "lightweight-gemma2"),
-    *("logit-st-module", "seqcls-llama-bidirectional", "seqcls-st-message"),
+    *("listwise-jina-v3", "logit-st-module", "seqcls-llama-bidirectional", "seqcls-st-message"),
 ]
 FLOAT32, FLOAT16, BFLOAT16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
