@@ -23,6 +23,11 @@ class Family:
         rules: the rule table for a config, a readout and the config.json that they were read from.
         ignored: regular expressions of tensor names that a model with this readout does not need.
         truncation: how the library that these models are published for cuts long texts; see `PromptFormat`.
+        prefix: with what the names of the body's tensors begin, where the body can be saved without a head.
+        model_types: other spellings of `model_type`.
+        is_of: whether a config.json with such an architecture or `model_type` is of this family, where several have
+            them. The first family counts of which it is.
+        in_transformers: transformers' class of the architecture's name runs these checkpoints as they are.
     """
 
     model_type: str
@@ -32,3 +37,7 @@ class Family:
     rules: Callable[[Any, Readout, Mapping[str, Any]], Sequence[Rule]]
     ignored: Callable[[Readout], Sequence[str]]
     truncation: Literal["only_second", "longest_first"] = "only_second"
+    prefix: str | None = None
+    model_types: tuple[str, ...] = ()
+    is_of: Callable[[Mapping[str, Any]], bool] = lambda hf: True
+    in_transformers: bool = True
