@@ -14,6 +14,7 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 def encoder_architecture(hf: HFConfig, head: DenseHead = TANH, **switches: Any) -> tuple[EncoderConfig, Readout]:
     """The architecture of BERT and its descendants: the fields that nearly all have, and the `switches` of this one,
     which may be any field of `EncoderConfig`."""
+    hf.take("tie_word_embeddings", None)  # of a head that classifiers do not have
     hf.only("is_decoder", False)
     hf.only("add_cross_attention", False)
     sizes = (*SIZES, "max_position_embeddings", "type_vocab_size")

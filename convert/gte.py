@@ -15,7 +15,7 @@ def gte_architecture(hf: HFConfig) -> tuple[EncoderConfig, Readout]:
     hf.only("position_embedding_type", "rope")
     hf.only("pack_qkv", True)
     hf.only("layer_norm_type", "layer_norm")
-    for name in ("unpad_inputs", "use_memory_efficient_attention", "tie_word_embeddings", "logn_attention_clip1"):
+    for name in ("unpad_inputs", "use_memory_efficient_attention", "logn_attention_clip1"):
         hf.take(name, None)
     hf.only("logn_attention_scale", False)
     theta, scaling = rope(hf, kinds=("linear", "ntk"), theta=10000.0)

@@ -101,6 +101,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     labels = len(hf.get("id2label") or ()) or hf.get("num_labels")
     if labels not in (None, 1) and any("SequenceClassification" in name for name in architectures):
         raise ValueError(f"a reranker has a head with one label; config.json has {labels} (id2label, num_labels)")
+    sentence_transformers.require_plain_texts(hf)
     has_modules = sentence_transformers.has_head(hf)
     for family in FAMILIES:
         named = any(name in family.model_classes for name in architectures)

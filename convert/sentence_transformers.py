@@ -136,7 +136,7 @@ def settings_of(hf: Mapping[str, Any]) -> dict[str, Any]:
     if activation not in kinds:
         raise ValueError(f"the activation {activation!r} is not supported; only {', '.join(kinds)}")
     prompts, default = fields.get("prompts") or {}, fields.get("default_prompt_name")
-    prompt = prompts.get(default) if isinstance(prompts, dict) else None
+    prompt = prompts.get(default) if isinstance(prompts, dict) and isinstance(default, str) else None
     settings: dict[str, Any] = {"normalize": True} if kinds[activation] else {}
     return settings | ({"query_instruction_for_rerank": prompt} if prompt else {})
 
@@ -160,13 +160,20 @@ def config_files(hf: Mapping[str, Any]) -> dict[str, Any]:
     return {"config.json": {name: value for name, value in hf.items() if name != FILES}, **hf.get(FILES, {})}
 
 
-def require_plain_texts(module: Module) -> None:
-    """Raise ValueError for a Transformer module that does more than tokenise and run."""
-    hf = HFConfig(module.fields, module.file)
+def require_plain_texts(hf: Mapping[str, Any]) -> None:
+    """Raise ValueError for a Transformer module that does more than tokenise and run, or that has not the task that
+    the modules after it need."""
+    modules = modules_of(hf)
+    if not modules:
+        return
+    if modules[0].kind != "Transformer":
+        raise ValueError(f"{MODULES}: the first module is {modules[0].kind}; it must be a Transformer")
+    fields = HFConfig(modules[0].fields, modules[0].file)
     for name in ("max_seq_length", "module_output_name", "modality_config", "unpad_inputs"):
-        hf.take(name, None)
-    hf.only("transformer_task", "feature-extraction", "sequence-classification")
-    hf.finish()
+        fields.take(name, None)
+    fields.only("do_lower_case", False)
+    fields.only("transformer_task", "feature-extraction" if has_head(hf) else "sequence-classification")
+    fields.finish()
 
 
 def has_head(hf: Mapping[str, Any]) -> bool:
@@ -181,8 +188,7 @@ def with_modules(family: Family, hf: Mapping[str, Any]) -> Family:
     Raises:
         ValueError: other modules, or fields of a module that are not supported, which are named.
     """
-    transformer, *others = modules_of(hf)
-    require_plain_texts(transformer)
+    _, *others = modules_of(hf)
     kinds = [module.kind for module in others]
     if family.prefix is None or kinds not in (
         ["Pooling", "Dense", "Dense"],

@@ -9,17 +9,6 @@ from flax_rerank.batching import Shape
 pytestmark = pytest.mark.optimized
 CASES = (
     "encoder-bert",
-    "encoder-deberta-v2",
-    "encoder-distilbert",
-    "encoder-electra",
-    "encoder-ettin",
-    "encoder-gte-new",
-    "encoder-gte-new-ntk",
-    "encoder-jina-v1",
-    "encoder-jina-v2",
-    "encoder-modernbert-cls",
-    "encoder-modernbert-mean",
-    "encoder-roberta",
     "encoder-xlmr",
     "decoder-gemma",
     "decoder-gemma2",
