@@ -51,30 +51,39 @@ def _is_texts(value: Any) -> bool:
 FLAG = Kind("true or false", lambda value: isinstance(value, bool), False)
 TEXT = Kind("a string", lambda value: isinstance(value, str), "")
 TEXTS = Kind("a list of strings", _is_texts, ())
+TEXT_OR_TEXTS = Kind("a string or a list of strings", lambda value: TEXT.holds(value) or TEXTS.holds(value), ())
 OBJECT = Kind("an object", lambda value: isinstance(value, dict), {})
 LABELS = Kind("an object or a list", lambda value: isinstance(value, dict | list), ())
 
 KINDS: Mapping[str, Kind] = {
-    **_each(_whole(1, 2**20), "hidden_size", "intermediate_size"),
-    **_each(_whole(1, 2**10), "num_hidden_layers", "layer_sep"),
+    **_each(_whole(1, 2**20), "hidden_size", "intermediate_size", "dim", "hidden_dim", "embedding_size"),
+    **_each(_whole(1, 2**20), "in_features", "out_features", "dimension"),
+    **_each(_whole(1, 2**10), "num_hidden_layers", "layer_sep", "n_layers", "global_attn_every_n_layers"),
     **_each(_whole(0, 2**10), "start_layer", "max_window_layers"),
-    **_each(_whole(1, 2**12), "num_attention_heads", "num_key_value_heads", "head_dim"),
+    **_each(_whole(1, 2**12), "num_attention_heads", "num_key_value_heads", "head_dim", "n_heads"),
     **_each(_whole(1, 2**24), "vocab_size"),
-    **_each(_whole(1, 2**16), "type_vocab_size"),
-    **_each(_whole(1, MOST), "max_position_embeddings", "original_max_position_embeddings"),
+    **_each(_whole(0, 2**16), "type_vocab_size"),
+    **_each(_whole(1, MOST), "max_position_embeddings", "original_max_position_embeddings", "local_attention"),
+    **_each(_whole(-1, MOST), "max_relative_positions", "position_buckets"),
     **_each(_whole(0, MOST), "sliding_window", "pad_token_id", "num_labels"),
     **_each(_whole(0, MOST), "true_token_id", "false_token_id"),
-    **_each(_real(1e-30, 1), "layer_norm_eps", "rms_norm_eps"),
-    **_each(_real(1, 1e15), "rope_theta"),
+    **_each(_real(1e-30, 1), "layer_norm_eps", "rms_norm_eps", "norm_eps"),
+    **_each(_real(1, 1e15), "rope_theta", "global_rope_theta", "local_rope_theta"),
     **_each(_real(1e-6, 1e6), "factor", "low_freq_factor", "high_freq_factor", "query_pre_attn_scalar"),
     **_each(_real(1e-6, 1e6), "scale_emb", "scale_depth", "dim_model_base", "temperature"),
     **_each(_real(1e-6, 1e6), "attn_logit_softcapping", "final_logit_softcapping"),
     **_each(FLAG, "attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"),
-    **_each(FLAG, "layer_wise", "head_multi"),
-    **_each(TEXT, "hidden_act", "hidden_activation", "rope_type", "type", "model_type"),
+    **_each(FLAG, "layer_wise", "head_multi", "norm_bias", "classifier_bias", "bias"),
+    **_each(FLAG, "relative_attention", "position_biased_input", "share_att_key"),
+    **_each(TEXT, "hidden_act", "hidden_activation", "rope_type", "type", "model_type", "activation"),
+    **_each(TEXT, "pooler_hidden_act", "classifier_activation", "classifier_pooling", "activation_function"),
     **_each(TEXTS, "layer_types", "architectures"),
     **_each(OBJECT, "rope_scaling", "rope_parameters", "modality_config", "processing_kwargs"),
     **_each(LABELS, "id2label"),
+    **_each(
+        Kind("a string or a list of strings", lambda value: TEXT.holds(value) or TEXTS.holds(value), ()),
+        "pos_att_type",
+    ),
 }
 
 

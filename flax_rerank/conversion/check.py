@@ -60,7 +60,7 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Ch
             items = itertools.chain(*opened.assignments.values())
             for item in sorted(items, key=lambda item: -1 if item.layer is None else item.layer):  # layer by layer
                 found = params.read(item.path, dtypes[item.path], item.region)
-                if isinstance(item.transform, Row):
+                if isinstance(item.transform, Row) or item.transform.parts > 1:
                     yield item.tensor, found, item.transform.read(opened.source, item.tensor)
                 else:
                     yield item.tensor, item.transform.to_torch(found), opened.source.read(item.tensor)

@@ -202,10 +202,11 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise FileExistsError(f"{out} exists; pass overwrite (--overwrite) to replace it")
     weights = {path.name for path in out.glob("model*.safetensors") if re.fullmatch(WEIGHT_FILE, path.name)}
-    configs = {Path(name).parts for name in (config_files({FILES: read_files(out)}) if out.is_dir() else ())}
+    files = read_files(out) if out.is_dir() else {}
+    configs = {Path(name).parts for name in config_files({FILES: files})}
     folders = {parts[0] for parts in configs if len(parts) > 1}
-    entries = {"config.json", INDEX, *TOKENIZER_FILES, *weights, *(parts[0] for parts in configs)}
-    refuse_foreign(out, "an exported model", _is_covered, entries, folders)
+    entries = {INDEX, *TOKENIZER_FILES, *weights, *(parts[0] for parts in configs)}
+    refuse_foreign(out, "an exported model", lambda config: _is_covered({**config, FILES: files}), entries, folders)
 
 
 def _is_covered(config: Mapping[str, Any]) -> bool:

@@ -255,8 +255,8 @@ PROMPT_FORMATS: Mapping[str, PromptFormat] = {
             "how relevant they are to the query. If the query is a question, how relevant a passage is depends on how "
             "well it answers the question. If not, try to analyze the intent of the query and assess how well each "
             "passage satisfies the intent. If an instruction is provided, you should follow the instruction when "
-            f"determining the ranking.{_QWEN_USER}I will provide you with {{count}} passages, each indicated by a numerical "
-            "identifier. Rank the passages based on their relevance to query: {query}\n{passage}\n"
+            f"determining the ranking.{_QWEN_USER}I will provide you with {{count}} passages, each indicated by a "
+            "numerical identifier. Rank the passages based on their relevance to query: {query}\n{passage}\n"
             f"<query>\n{{query}}<|rerank_token|>\n</query>{_QWEN_ASSISTANT}{_QWEN_NO_THOUGHT}",
         ),
         each='<passage id="{number}">\n{passage}<|embed_token|>\n</passage>',

@@ -58,7 +58,7 @@ def decoder_config(**switches):
 def module_of(config):
     """An abstract model, and its readout."""
     encoder = isinstance(config, EncoderConfig)
-    readout = Readout("first", "dense_tanh", (2,), (0,)) if encoder else Readout("last", "tied", (2,), (0,), (5,))
+    readout = Readout("first", "dense", (2,), (0,)) if encoder else Readout("last", "tied", (2,), (0,), (5,))
     return nnx.eval_shape(lambda: (Encoder if encoder else Decoder)(config, readout, FLOAT32)), readout
 
 
