@@ -154,7 +154,7 @@ def find_spec(
     """
     name = model_name(name)
     chosen, known = find_model_class(name, model_class)
-    config = _config_of_name(name)
+    config = config_of_name(name)
     try:
         return open_spec(name, chosen, known, None if config is None else config.prompt_format, **settings)
     except UnknownKindError as error:
@@ -180,7 +180,7 @@ def find_model_class(
 
 def class_of(spec: Spec) -> type[AbsReranker]:
     """The class that scores with a spec: that of its name, where this has the spec's kind."""
-    named = _config_of_name(spec.name)
+    named = config_of_name(spec.name)
     if named is not None and named.model_class.model_class == spec.model_class.value:
         return named.model_class
     return RERANKER_CLASS_MAPPING[spec.model_class]
@@ -192,7 +192,7 @@ def class_of_name(name: str) -> type[AbsReranker] | None:
     Raises:
         NotImplementedError: a known model whose architecture is not supported yet.
     """
-    config = _config_of_name(name)
+    config = config_of_name(name)
     if config is None:
         return None
     if config.missing_architecture is not None:
@@ -200,7 +200,8 @@ def class_of_name(name: str) -> type[AbsReranker] | None:
     return config.model_class
 
 
-def _config_of_name(name: str) -> RerankerConfig | None:
+def config_of_name(name: str) -> RerankerConfig | None:
+    """The entry of `AUTO_RERANKER_MAPPING` for a name or folder, or None."""
     parts = Path(name).parts
     if parts and parts[-1].startswith("checkpoint-"):
         parts = parts[:-1]

@@ -69,7 +69,9 @@ def check_scores(source: Path, folder: Path, adapter: Path | None = None, device
     skipped = _why_not(spec.family, class_name, adapter, 4 * sum(map(math.prod, params.shapes().values())))
     if skipped:
         return Check("scores", skipped=skipped)
-    scores, pairs = _score_with_flax(folder, host_device() if devices is None else devices)
+    # A template of the model's own may be longer than the texts may be here.
+    max_length = spec.settings.max_length if spec.prompt_format.is_one_text else MAX_LENGTH
+    scores, pairs = _score_with_flax(folder, host_device() if devices is None else devices, max_length)
     gc.collect()  # of the two models one at a time is in memory
     expected = score_with_transformers(source, class_name, largest_dtype(params), spec.readout.tokens, pairs)
     differences = np.abs(scores - expected)
@@ -104,13 +106,13 @@ def _why_not(family: Family, class_name: str, adapter: Path | None, size: int) -
     return None
 
 
-def _score_with_flax(folder: Path, devices: Devices) -> tuple[np.ndarray, TokenizedPairs]:
+def _score_with_flax(folder: Path, devices: Devices, max_length: int) -> tuple[np.ndarray, TokenizedPairs]:
     reranker = FlaxAutoReranker.from_finetuned(
         str(folder),
         dtype="float32",
         devices=devices,
         query_max_length=None,
-        max_length=MAX_LENGTH,
+        max_length=max_length,
         normalize=False,
         show_progress_bar=False,
     )
@@ -140,7 +142,7 @@ def score_with_transformers(
         for pair in range(len(pairs)):
             ids = pairs.ids(pair)
             inputs = {"input_ids": torch.from_numpy(ids).long()[None]}
-            if not tokens and model.config.type_vocab_size > 1:
+            if not tokens and getattr(model.config, "type_vocab_size", 0) > 1:
                 inputs["token_type_ids"] = (torch.arange(len(ids))[None] >= int(pairs.passage_starts[pair])).long()
             logits = model(**inputs).logits[0]
             if tokens:
