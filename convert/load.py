@@ -109,7 +109,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
         if (named or (spelt and (not architectures or has_modules))) and family.is_of(hf):
             return sentence_transformers.with_modules(family, hf) if has_modules else family
     asked = ", ".join(architectures) or hf.get("model_type")
-    covered = sorted(name for family in FAMILIES for name in family.model_classes)
+    covered = sorted({name for family in FAMILIES for name in family.model_classes})
     raise NotImplementedError(f"architecture {asked} is not covered; covered: {', '.join(covered)}")
 
 
