@@ -27,7 +27,7 @@ def deberta_architecture(hf: HFConfig) -> tuple[EncoderConfig, Readout]:
     longest = longest if longest > 0 else hf.take("max_position_embeddings")
     hf.require(2 <= buckets < 2 * longest - 2, f"position_buckets is {buckets}; it must be from 2 to twice {longest}")
     distances = Distances(buckets, longest, "c2p" in kinds, "p2c" in kinds)
-    head = DenseHead(hf.take("pooler_hidden_act", "gelu"))
+    head = DenseHead(hf.activation("pooler_hidden_act", "gelu"))
     types = hf.take("type_vocab_size", 0)
     return encoder_architecture(
         hf, head, positions="distances", distances=distances, type_vocab_size=types,

@@ -15,7 +15,7 @@ def distilbert_architecture(hf: HFConfig) -> tuple[EncoderConfig, Readout]:
         hf.take(name, None)  # sinusoidal positions are a table too, made beforehand
     names = dict(zip(SIZES, ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), strict=True))
     sizes = {field: hf.take(name) for field, name in names.items()}
-    act = hf.take("activation", "gelu")
+    act = hf.activation("activation", "gelu")
     return encoder_architecture(
         hf, DenseHead("relu"), **sizes, type_vocab_size=0, layer_norm_eps=1e-12, hidden_act=act
     )

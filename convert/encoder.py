@@ -22,7 +22,7 @@ def encoder_architecture(hf: HFConfig, head: DenseHead = TANH, **switches: Any) 
     if "layer_norm_eps" not in switches:
         fields["layer_norm_eps"] = hf.take("layer_norm_eps", 1e-12)
     if "hidden_act" not in switches:
-        fields["hidden_act"] = hf.take("hidden_act", "gelu")
+        fields["hidden_act"] = hf.activation("hidden_act", "gelu")
     if switches.get("positions", "table") == "table":
         hf.only("position_embedding_type", "absolute")
     fields |= switches

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
+from flax_rerank.models.layers import ACTIVATIONS
+
 REQUIRED = object()
 MOST = 2**31 - 1
 
@@ -162,6 +164,13 @@ class HFConfig:
         value = self.take(name, None)
         if value is not None and not any(value == known and type(value) is type(known) for known in values):
             self.fault(f"{name} = {short(value)} is not supported; only {', '.join(map(repr, values))}")
+
+    def activation(self, name: str, default: Any = REQUIRED) -> str:
+        """The value of a field that names an activation, which must be a known one."""
+        value = self.take(name, default)
+        if value not in ACTIVATIONS:
+            self.fault(f"{name} = {short(value)} is not supported; only {', '.join(ACTIVATIONS)}")
+        return value
 
     def finish(self) -> None:
         """Raise ValueError for the faults found and for fields that were not taken."""

@@ -16,13 +16,14 @@ NAMES = ("JinaBertModel", "JinaBertForSequenceClassification", "BertForSequenceC
 
 def is_jina_bert(hf: Mapping[str, Any]) -> bool:
     """Whether a config.json that may call itself bert is JinaBERT's."""
-    return hf.get("position_embedding_type") == "alibi"
+    return hf.get("position_embedding_type") == "alibi" or bool({*NAMES[:2]} & {*(hf.get("architectures") or ())})
 
 
 def jina_bert_architecture(hf: HFConfig) -> tuple[EncoderConfig, Readout]:
     """BERT's with linear biases for positions and a gated feed-forward network. All tokens are of type 0."""
-    hf.only("position_embedding_type", "alibi")
-    hf.only("feed_forward_type", "geglu")
+    for name, value in {"position_embedding_type": "alibi", "feed_forward_type": "geglu"}.items():
+        if hf.take(name, None) != value:
+            hf.fault(f"{name} must be {value!r}: JinaBERT with another one is not supported")
     hf.only("hidden_act", "gelu")
     hf.take("attn_implementation", None)
     hf.take("emb_pooler", None)  # of an embedding model

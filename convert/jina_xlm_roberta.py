@@ -17,7 +17,7 @@ MARK = "use_flash_attn"
 
 def is_jina_xlm_roberta(hf: Mapping[str, Any]) -> bool:
     """Whether a config.json that names XLM-RoBERTa's class belongs to Jina's code."""
-    return MARK in hf or "XLMRobertaFlashConfig" in str(hf.get("auto_map"))
+    return MARK in hf or "model_type" not in hf or "XLMRobertaFlashConfig" in str(hf.get("auto_map"))
 
 
 def jina_architecture(hf: HFConfig) -> tuple[EncoderConfig, Readout]:

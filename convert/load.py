@@ -113,7 +113,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
                 sentence_transformers.require_plain_texts(hf)  # of a decoder, the prompt format is made of the module
             return sentence_transformers.with_modules(family, hf) if has_modules else family
     asked = ", ".join(architectures) or hf.get("model_type")
-    covered = sorted(name for family in FAMILIES for name in family.model_classes)
+    covered = sorted({name for family in FAMILIES for name in family.model_classes})
     raise NotImplementedError(f"architecture {asked} is not covered; covered: {', '.join(covered)}")
 
 

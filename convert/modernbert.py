@@ -19,12 +19,13 @@ def modernbert_architecture(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
     pooling = hf.take("classifier_pooling", "cls")
     hf.only("classifier_pooling", "cls", "mean")
     head = DenseHead(
-        hf.take("classifier_activation", "gelu"), None, hf.take("classifier_bias", False), epsilon, norm_bias
+        hf.activation("classifier_activation", "gelu"), None, hf.take("classifier_bias", False), epsilon, norm_bias
     )
+    act = hf.activation("hidden_activation", "gelu")
     config = decoder_config(
-        hf, **positions_of(hf), **attention_bias(hf), causal=False, hidden_act=hf.take("hidden_activation", "gelu"),
-        rms_norm_eps=epsilon, mlp_bias=hf.take("mlp_bias", False), layer_norm=True, norm_bias=norm_bias,
-        embedding_norm=True, first_norm=False,
+        hf, **positions_of(hf), **attention_bias(hf), causal=False, hidden_act=act, rms_norm_eps=epsilon,
+        mlp_bias=hf.take("mlp_bias", False), layer_norm=True, norm_bias=norm_bias, embedding_norm=True,
+        first_norm=False,
     )  # fmt: skip
     position: Literal["first", "mean"] = "mean" if pooling == "mean" else "first"
     return config, Readout(position, "dense", layers=(config.num_hidden_layers,), heads=(0,), dense=head)

@@ -36,13 +36,11 @@ class RerankerConfig:
         model_class: the class to make.
         trust_remote_code: as in FlagEmbedding; without effect here, where no remote code runs.
         prompt_format: the prompt format, where the checkpoint's own files name none; None for that of the class.
-        missing_architecture: what has to be built first, for models that cannot be loaded yet.
     """
 
     model_class: type[AbsReranker]
     trust_remote_code: bool = False
     prompt_format: str | PromptFormat | None = None
-    missing_architecture: str | None = None
 
 
 _NAMES_OF_FORMATS: tuple[tuple[str | PromptFormat, tuple[str, ...]], ...] = (
@@ -77,19 +75,24 @@ AUTO_RERANKER_MAPPING: OrderedDict[str, RerankerConfig] = OrderedDict(
         ("bge-reranker-v2-gemma", RerankerConfig(FlaxLLMReranker)),
         ("bge-reranker-v2-minicpm-layerwise", RerankerConfig(LayerWiseFlaxLLMReranker)),
         ("bge-reranker-v2.5-gemma2-lightweight", RerankerConfig(LightWeightFlaxLLMReranker)),
-        (
-            "jinaai/jina-reranker-v2-base-multilingual",
-            RerankerConfig(FlaxReranker, missing_architecture="XLM-RoBERTa with rotary positions"),
-        ),
-        (
-            "Alibaba-NLP/gte-multilingual-reranker-base",
-            RerankerConfig(FlaxReranker, missing_architecture="the 'new' BERT with rotary positions and gated MLP"),
-        ),
+        ("jinaai/jina-reranker-v2-base-multilingual", RerankerConfig(FlaxReranker)),
+        ("Alibaba-NLP/gte-multilingual-reranker-base", RerankerConfig(FlaxReranker)),
         ("maidalun1020/bce-reranker-base_v1", RerankerConfig(FlaxReranker)),
-        (
-            "jinaai/jina-reranker-v1-turbo-en",
-            RerankerConfig(FlaxReranker, missing_architecture="JinaBERT with ALiBi and gated MLP"),
+        ("jinaai/jina-reranker-v1-turbo-en", RerankerConfig(FlaxReranker)),
+        # These ten are FlagEmbedding's.
+        ("jinaai/jina-reranker-v1-tiny-en", RerankerConfig(FlaxReranker)),
+        ("Alibaba-NLP/gte-reranker-modernbert-base", RerankerConfig(FlaxReranker)),
+        ("ibm-granite/granite-embedding-reranker-english-r2", RerankerConfig(FlaxReranker)),
+        *(
+            (f"mixedbread-ai/mxbai-rerank-{size}-v1", RerankerConfig(FlaxReranker))
+            for size in ("xsmall", "base", "large")
         ),
+        *(
+            (f"cross-encoder/ettin-reranker-{size}-v1", RerankerConfig(FlaxReranker))
+            for size in ("17m", "32m", "68m", "150m", "400m", "1b")
+        ),
+        ("cross-encoder/ms-marco-electra-base", RerankerConfig(FlaxReranker)),
+        ("cross-encoder/stsb-roberta-base", RerankerConfig(FlaxReranker)),
         *(
             (name, RerankerConfig(FlaxLLMReranker, prompt_format=prompt_format))
             for prompt_format, names in _NAMES_OF_FORMATS
@@ -131,7 +134,6 @@ class FlaxAutoReranker:
 
         Raises:
             ValueError: neither the name nor a config.json says which class.
-            NotImplementedError: a known model whose architecture is not supported yet.
             TypeError: a setting that the class does not have.
         """
         spec = find_spec(
@@ -170,7 +172,6 @@ def find_model_class(
 
     Raises:
         ValueError: a model class that does not exist.
-        NotImplementedError: a known model whose architecture is not supported yet.
     """
     if model_class is not None:
         return _as_model_class(model_class), None
@@ -187,17 +188,9 @@ def class_of(spec: Spec) -> type[AbsReranker]:
 
 
 def class_of_name(name: str) -> type[AbsReranker] | None:
-    """The class that `AUTO_RERANKER_MAPPING` has for a name or folder, or None.
-
-    Raises:
-        NotImplementedError: a known model whose architecture is not supported yet.
-    """
+    """The class that `AUTO_RERANKER_MAPPING` has for a name or folder, or None."""
     config = config_of_name(name)
-    if config is None:
-        return None
-    if config.missing_architecture is not None:
-        raise NotImplementedError(f"{name} needs {config.missing_architecture}, which is not supported yet")
-    return config.model_class
+    return None if config is None else config.model_class
 
 
 def config_of_name(name: str) -> RerankerConfig | None:

@@ -166,7 +166,7 @@ def _read_architecture(
     config, readout = family.architecture(HFConfig(hf))
     facts |= {fact: getattr(config, name) for fact, name in FIELDS.items() if hasattr(config, name)}
     facts["positions"] = config.max_length or config.max_position_embeddings
-    if isinstance(config, DecoderConfig):
+    if isinstance(config, DecoderConfig) and config.causal:
         facts["scores_after_layers"] = list(readout.layers)
     return config, readout, nnx.eval_shape(lambda: family.module(config, readout, FLOAT32))
 

@@ -70,6 +70,14 @@ def attend(
     return jax.lax.switch(which, ways, query, key, value)
 
 
+def scores_of(length: int, causal: bool, window: int) -> int:
+    """Attention scores that each head computes here, with the masked ones."""
+    block = max(window - 1, LEAST_BLOCK)
+    if causal or not 0 < window < length or length <= 4 * block:
+        return length**2
+    return -(-length // block) * 3 * block**2
+
+
 def local_attention(
     query: jax.Array,
     key: jax.Array,

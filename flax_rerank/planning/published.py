@@ -34,8 +34,9 @@ def find_spec(name: str, model_class: str | None = None, **settings: Any) -> Spe
     config = config_of_name(name)
     kinds = asked, named, None if config is None else config.prompt_format
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    known = name.removeprefix("BAAI/")
-    if known in published and not Path(name).expanduser().is_dir():
+    by_last_part = {key.rpartition("/")[2]: key for key in published}
+    known = name if name in published else by_last_part.get(name.removeprefix("BAAI/"))
+    if known is not None and not Path(name).expanduser().is_dir():
         return describe(name, None, published[known], _tokenizer_of_words(), *kinds, **settings)
     folder = local_folder(name, settings.get("cache_dir"), config_only=True)
     has_tokenizer = (folder / "tokenizer.json").is_file()

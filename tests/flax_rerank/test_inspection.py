@@ -144,8 +144,6 @@ def test_the_name_and_the_config_are_both_shown(torch):
     assert found.facts["class_by_name"] == "FlaxLLMReranker"
     assert found.facts["class_by_config"] == "FlaxReranker"
     assert "is a reranker of the kind encoder-only-base, not decoder-only-base" in found.reasons[0]
-    folder = folder.rename(folder.with_name("jina-reranker-v2-base-multilingual"))
-    assert "rotary positions, which is not supported yet" in inspect_folder(folder).reasons[0]
 
 
 def test_shards_are_listed_and_a_missing_one_is_named(converted, tmp_path, capsys):
