@@ -1,6 +1,6 @@
 """PyTorch checkpoints to Flax modules and back: names, layouts and files."""
 
-from flax_rerank.convert import sentence_transformers
+from flax_rerank.convert import peft, sentence_transformers
 from flax_rerank.convert.load import (
     TorchCheckpoint,
     architectures_of,
@@ -18,6 +18,7 @@ __all__ = [
     "family_of",
     "model_class_of",
     "open_checkpoint",
+    "peft",
     "read_config",
     "refuse_embedding_model",
     "sentence_transformers",

@@ -167,7 +167,8 @@ def classifier_family(
         module=Decoder,
         architecture=architecture_of,
         rules=lambda config, readout, hf: (*body_rules(config), Rule("score.weight", "head")),
-        ignored=ignored,
+        # A base that an adapter makes a classifier of has a head over the vocabulary too.
+        ignored=lambda readout: (*ignored(readout), r"lm_head\.weight"),
         prompt_format=prompt_format,
     )
 

@@ -175,6 +175,10 @@ def describe(
         named, stored, hf = read_flax_config(folder or Path(name), config)
         if model_class not in (None, named):
             raise ValueError(f"{folder or name} is a reranker of the kind {named.value}, not {model_class.value}")
+    peft_path = settings.get("peft_path")
+    adapter = None if peft_path is None else local_folder(str(peft_path), settings.get("cache_dir"))
+    if adapter is not None and not is_flax:
+        hf = convert.peft.with_head(hf, adapter)
     value = convert.model_class_of(hf)
     says = None if value is None else RerankerModelClass(value)
     chosen = model_class or named or says
@@ -197,7 +201,6 @@ def describe(
     given = SETTINGS[chosen](**{**published, **stored, **settings})
     if given.passage_max_length is not None and chosen is not RerankerModelClass.LISTWISE:
         warn_caller("passage_max_length has no effect, here as in FlagEmbedding: max_length bounds the pair")
-    adapter = getattr(given, "peft_path", None)
     if adapter is not None and is_flax:
         raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
     shape, readout = family.architecture(HFConfig(hf))
@@ -243,7 +246,7 @@ def describe(
         prompt_format=prompt_format,
         tokenizer=tokenizer,
         settings=given,
-        adapter=None if adapter is None else local_folder(str(adapter), given.cache_dir),
+        adapter=adapter,
     )
 
 
