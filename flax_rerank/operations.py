@@ -1,7 +1,8 @@
 """How many operations it takes to score a pair: counted from the sizes in a model's config, without tracing.
 
 The matrix products of the layers are counted. Heads multiply one token of a row; norms, activations and compression
-are element-wise: all of them together are less than a thousandth.
+are element-wise: all of them together are less than a thousandth. Embeddings of distances (DeBERTa) are projected once
+for all rows of a step, which is not counted either.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ class Sizes:
         causal: no token attends to a later one.
         windows: for each layer how many tokens back it attends to, itself included, and as many ahead if not causal;
             0 for all.
-        distances: embeddings of distances, with which queries and keys are multiplied.
+        distances: queries and keys are multiplied with embeddings of all distances.
         whole: the head reads all tokens, not one.
     """
 
@@ -44,7 +45,7 @@ class Sizes:
     mlp_matrices: int
     causal: bool
     windows: tuple[int, ...]
-    distances: int = 0
+    distances: bool = False
     whole: bool = False
 
     @property
@@ -92,9 +93,8 @@ def sizes_of(config: EncoderConfig | DecoderConfig, readout: Readout) -> Sizes:
         sizes = Sizes(layers, hidden, heads, *keys, config.intermediate_size, 3, config.causal, windows)
     else:
         matrices, of_head = 3 if config.gated_mlp else 2, hidden // heads
-        distances = 0 if config.distances is None else 2 * config.distances.buckets
         of_layer = (heads, heads, of_head, config.intermediate_size, matrices, False)
-        sizes = Sizes(layers, hidden, *of_layer, everything, distances)
+        sizes = Sizes(layers, hidden, *of_layer, everything, config.distances is not None)
     return replace(sizes, whole=readout.position == "mean")
 
 
@@ -136,7 +136,7 @@ def count_work(
     operations = weights = activations = scores = 0
     for each in passes(sizes, length, layers, compressed):
         seen = each.length if each.outputs == 1 else count_scores(each.length, sizes.causal, each.window)
-        products = sizes.distances * queries * (each.length + each.outputs)
+        products = sizes.distances * queries * (each.length + each.outputs) * (2 * each.length - 1)
         products += sizes.key_value_weights * each.length + sizes.other_weights * each.outputs + 2 * queries * seen
         operations += 2 * products
         weights += sizes.key_value_weights + sizes.other_weights

@@ -56,15 +56,23 @@ def disentangled_attention(
     """
     heads, size = query.shape[2:]
     scale = (size * (1 + distances.to_keys + distances.to_queries)) ** -0.5
-    away = jnp.arange(query.shape[1])[:, None] - jnp.arange(key.shape[1])[None]  # [L, M]
-    at = jnp.asarray(buckets_of(distances, key.shape[1]))[away + key.shape[1] - 1][None, None]  # [1, 1, L, M]
+    buckets = buckets_of(distances, key.shape[1])
     bias = jnp.zeros((), jnp.float32)
     if distances.to_keys:
-        keys = to_key(states).reshape(-1, heads, size)  # [2B, N, H]
+        keys = to_key(states).reshape(-1, heads, size)[buckets[::-1]]  # [2M - 1, N, H]
         scores = jnp.einsum("blnh,snh->bnls", query, keys, preferred_element_type=jnp.float32)
-        bias = jnp.take_along_axis(scores, at, axis=-1)  # [B, N, L, M]
+        bias = _skew(scores, key.shape[1])  # [B, N, L, M]
     if distances.to_queries:
-        queries = to_query(states).reshape(-1, heads, size)  # [2B, N, H]
+        queries = to_query(states).reshape(-1, heads, size)[buckets]  # [2M - 1, N, H]
         scores = jnp.einsum("bmnh,snh->bnms", key, queries, preferred_element_type=jnp.float32)
-        bias = bias + jnp.take_along_axis(scores, at.swapaxes(2, 3), axis=-1).swapaxes(2, 3)
+        bias = bias + _skew(scores, query.shape[1]).swapaxes(2, 3)
     return attention(query, key, value, mask=mask.dense, scale=scale, bias=bias * scale)
+
+
+def _skew(scores: jax.Array, columns: int) -> jax.Array:
+    """Of row i of `scores`, [B, N, rows, 2M - 1], the columns from M - 1 - i on: [B, N, rows, columns]. Without a
+    gather: one element after the other, rows that are shorter by one move by one each."""
+    batch, heads, rows, width = scores.shape
+    start = (width - 1) // 2
+    flat = jnp.pad(scores.reshape(batch, heads, -1), ((0, 0), (0, 0), (0, start)))[..., start:]
+    return flat[..., : rows * (width - 1)].reshape(batch, heads, rows, width - 1)[..., :columns]

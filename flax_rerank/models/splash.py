@@ -69,7 +69,8 @@ def splash_attention(
     if lengths is not None or (not causal and padded > length):
         ends = jnp.full(batch, length) if lengths is None else lengths
         hidden = (jnp.arange(padded)[None] >= ends[:, None]).astype(jnp.int32)
-        segments = SegmentIds(q=jnp.zeros_like(hidden), kv=hidden)
+        # Padding sees padding: a row that saw nothing would not be finite, nor would what later layers make of it.
+        segments = SegmentIds(q=hidden, kv=hidden)
     kernel = make_splash_mha_single_device(
         MultiHeadMask([mask] * heads),
         block_sizes=BlockSizes(

@@ -224,6 +224,8 @@ TABLE = (Shape(8, 128),)
             for name in (
                 "encoder-bert",
                 "encoder-xlmr",
+                "encoder-deberta-v2",
+                "encoder-modernbert-mean",
                 "decoder-gemma",
                 "decoder-gemma2",
                 "decoder-llama",
