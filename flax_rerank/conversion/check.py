@@ -45,9 +45,8 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Ch
     Raises:
         FileNotFoundError, ValueError: one of the checkpoints cannot be opened.
     """
-    spec, hf = open_spec(str(folder)), convert.read_config(source)
-    if adapter is not None:
-        hf = convert.peft.with_head(hf, adapter)
+    spec, config = open_spec(str(folder)), convert.read_config(source)
+    hf = config if adapter is None else convert.peft.with_head(config, adapter)
     module = spec.module(FLOAT32)
     count = size = 0
     largest = 0.0

@@ -234,7 +234,7 @@ TABLE = (Shape(8, 128),)
                 "decoder-qwen3",
                 "layerwise-minicpm",
                 "lightweight-gemma2",
-                "seqcls-llama-bidirectional",
+                "seqcls-llama",
             )
         ),
     ],
