@@ -1,5 +1,6 @@
 """PyTorch checkpoints to Flax modules and back: names, layouts and files."""
 
+from flax_rerank.convert import peft, sentence_transformers
 from flax_rerank.convert.load import (
     TorchCheckpoint,
     architectures_of,
@@ -9,6 +10,7 @@ from flax_rerank.convert.load import (
     open_checkpoint,
     read_config,
     refuse_embedding_model,
+    truncation_of,
 )
 
 __all__ = [
@@ -18,6 +20,9 @@ __all__ = [
     "family_of",
     "model_class_of",
     "open_checkpoint",
+    "peft",
     "read_config",
     "refuse_embedding_model",
+    "sentence_transformers",
+    "truncation_of",
 ]

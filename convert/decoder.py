@@ -14,7 +14,8 @@ from flax_rerank.models.rotary import RopeScaling
 def decoder_config(hf: HFConfig, *, head_dim: int | None = None, **switches: Any) -> DecoderConfig:
     """The config of a decoder's body: the fields that all families have, and the `switches` of this one.
 
-    `head_dim` counts where config.json has none; by default the heads share the hidden size.
+    `head_dim` counts where config.json has none; by default the heads share the hidden size. A switch named `rope` is
+    what `rope` gives for others.
     """
     heads, hidden_size = hf.take("num_attention_heads"), hf.take("hidden_size")
     head_dim = hf.take("head_dim", hidden_size // heads if head_dim is None else head_dim)
@@ -25,7 +26,7 @@ def decoder_config(hf: HFConfig, *, head_dim: int | None = None, **switches: Any
     hf.take("pretraining_tp", 1)  # splits products without changing them
     if "hidden_act" not in switches:
         switches["hidden_act"] = hf.take("hidden_act")
-    theta, scaling = _rope(hf)
+    theta, scaling = switches.pop("rope", None) or rope(hf)
     sizes = ("vocab_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
     fields = {name: hf.take(name) for name in sizes} | {
         "hidden_size": hidden_size,
@@ -47,9 +48,13 @@ def attention_bias(hf: HFConfig) -> dict[str, bool]:
     return {"query_key_value_bias": bias, "attention_output_bias": bias}
 
 
-def sliding_windows(hf: HFConfig, slides: list[bool], default: int = 4096) -> tuple[int, ...]:
-    """The window of each layer; `slides` says which have one where `layer_types` does not."""
-    window = hf.given("sliding_window", default) or 0
+def sliding_windows(
+    hf: HFConfig, slides: list[bool], default: int = 4096, window: int | None = None
+) -> tuple[int, ...]:
+    """The window of each layer; `slides` says which have one where `layer_types` does not. By default it is the field
+    `sliding_window`."""
+    if window is None:
+        window = hf.given("sliding_window", default) or 0
     types = hf.take("layer_types", [])
     unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
     if unknown:
@@ -63,9 +68,11 @@ def sliding_windows(hf: HFConfig, slides: list[bool], default: int = 4096) -> tu
     return tuple(window if slide else 0 for slide in slides) if window and any(slides) else ()
 
 
-def _rope(hf: HFConfig) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary embedding, from the fields of transformers 4 or 5."""
-    theta = hf.take("rope_theta", 10000.0)
+def rope(
+    hf: HFConfig, kinds: tuple[str, ...] = ("linear", "dynamic", "llama3"), theta: float = 10000.0
+) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of the rotary embedding, from the fields of transformers 4 or 5: one of `kinds`, or none."""
+    theta = hf.take("rope_theta", theta)
     fields = hf.take("rope_scaling", {}) | hf.take("rope_parameters", {})
 
     def pop(name: str, default: Any) -> Any:
@@ -73,12 +80,12 @@ def _rope(hf: HFConfig) -> tuple[float, RopeScaling | None]:
         return default if value is None else value
 
     theta = pop("rope_theta", theta)
-    kinds = [pop(name, None) for name in ("rope_type", "type")]
-    kind: Any = next(filter(None, kinds), "default")
+    said = [pop(name, None) for name in ("rope_type", "type")]
+    kind: Any = next(filter(None, said), "default")
     factor = pop("factor", None)
     scaling = None
-    if kind not in ("default", "linear", "dynamic", "llama3"):
-        hf.fault(f"rope scaling {kind!r} is not supported; only linear, dynamic and llama3")
+    if kind not in ("default", *kinds):
+        hf.fault(f"rope scaling {kind!r} is not supported; only {', '.join(kinds[:-1])} and {kinds[-1]}")
         return theta, None
     if kind != "default" and factor is None:
         hf.fault(f"rope scaling {kind!r} has no factor")
@@ -132,6 +139,40 @@ def ignored(readout: Readout) -> tuple[str, ...]:
     return (frequencies, r"lm_head\.weight") if readout.head == "tied" else (frequencies,)
 
 
+def classifier_family(
+    model_type: str,
+    architecture: str,
+    config: Callable[[HFConfig], DecoderConfig],
+    *,
+    position: Literal["last", "mean"] = "last",
+    prompt_format: str = "texts",
+) -> Family:
+    """A family of decoders with a classification head of one label.
+
+    `config` reads config.json into the config of the body. The logit is divided by the `temperature` that config.json
+    gives where the mean of all tokens is scored.
+    """
+
+    def architecture_of(hf: HFConfig) -> tuple[DecoderConfig, Readout]:
+        hf.take("tie_word_embeddings", None)  # there is no head to tie
+        pad_token = hf.take("pad_token_id", None) if position == "last" else None
+        scale = 1.0 / hf.take("temperature", 1.0) if position == "mean" else 1.0
+        body = config(hf)
+        layers = (body.num_hidden_layers,)
+        return body, Readout(position, "linear", layers, heads=(0,), logit_scale=scale, pad_token=pad_token)
+
+    return Family(
+        model_type=model_type,
+        model_classes={architecture: "decoder-only-base"},
+        module=Decoder,
+        architecture=architecture_of,
+        rules=lambda config, readout, hf: (*body_rules(config), Rule("score.weight", "head")),
+        # A base that an adapter makes a classifier of has a head over the vocabulary too.
+        ignored=lambda readout: (*ignored(readout), r"lm_head\.weight"),
+        prompt_format=prompt_format,
+    )
+
+
 def token_logit_family(
     model_type: str,
     architecture: str,
@@ -162,4 +203,5 @@ def token_logit_family(
             *head_rules(readout, "lm_head.weight", Row(readout.tokens, config.vocab_size)),
         ),
         ignored=ignored,
+        reads_tokens=True,
     )

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
+from flax_rerank.models.layers import ACTIVATIONS
+
 REQUIRED = object()
 MOST = 2**31 - 1
 
@@ -51,29 +53,39 @@ def _is_texts(value: Any) -> bool:
 FLAG = Kind("true or false", lambda value: isinstance(value, bool), False)
 TEXT = Kind("a string", lambda value: isinstance(value, str), "")
 TEXTS = Kind("a list of strings", _is_texts, ())
+TEXT_OR_TEXTS = Kind("a string or a list of strings", lambda value: TEXT.holds(value) or TEXTS.holds(value), ())
 OBJECT = Kind("an object", lambda value: isinstance(value, dict), {})
 LABELS = Kind("an object or a list", lambda value: isinstance(value, dict | list), ())
 
 KINDS: Mapping[str, Kind] = {
-    **_each(_whole(1, 2**20), "hidden_size", "intermediate_size"),
-    **_each(_whole(1, 2**10), "num_hidden_layers", "layer_sep"),
+    **_each(_whole(1, 2**20), "hidden_size", "intermediate_size", "dim", "hidden_dim", "embedding_size"),
+    **_each(_whole(1, 2**20), "in_features", "out_features", "dimension"),
+    **_each(_whole(1, 2**10), "num_hidden_layers", "layer_sep", "n_layers", "global_attn_every_n_layers"),
     **_each(_whole(0, 2**10), "start_layer", "max_window_layers"),
-    **_each(_whole(1, 2**12), "num_attention_heads", "num_key_value_heads", "head_dim"),
+    **_each(_whole(1, 2**12), "num_attention_heads", "num_key_value_heads", "head_dim", "n_heads"),
     **_each(_whole(1, 2**24), "vocab_size"),
-    **_each(_whole(1, 2**16), "type_vocab_size"),
-    **_each(_whole(1, MOST), "max_position_embeddings", "original_max_position_embeddings"),
+    **_each(_whole(0, 2**16), "type_vocab_size"),
+    **_each(_whole(1, MOST), "max_position_embeddings", "original_max_position_embeddings", "local_attention"),
+    **_each(_whole(-1, MOST), "max_relative_positions", "position_buckets"),
     **_each(_whole(0, MOST), "sliding_window", "pad_token_id", "num_labels"),
-    **_each(_real(1e-30, 1), "layer_norm_eps", "rms_norm_eps"),
-    **_each(_real(1, 1e15), "rope_theta"),
+    **_each(_whole(0, MOST), "true_token_id", "false_token_id"),
+    **_each(_real(1e-30, 1), "layer_norm_eps", "rms_norm_eps", "norm_eps"),
+    **_each(_real(1, 1e15), "rope_theta", "global_rope_theta", "local_rope_theta"),
     **_each(_real(1e-6, 1e6), "factor", "low_freq_factor", "high_freq_factor", "query_pre_attn_scalar"),
-    **_each(_real(1e-6, 1e6), "scale_emb", "scale_depth", "dim_model_base"),
+    **_each(_real(1e-6, 1e6), "scale_emb", "scale_depth", "dim_model_base", "temperature"),
     **_each(_real(1e-6, 1e6), "attn_logit_softcapping", "final_logit_softcapping"),
     **_each(FLAG, "attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"),
-    **_each(FLAG, "layer_wise", "head_multi"),
-    **_each(TEXT, "hidden_act", "hidden_activation", "rope_type", "type", "model_type"),
+    **_each(FLAG, "layer_wise", "head_multi", "norm_bias", "classifier_bias", "bias"),
+    **_each(FLAG, "relative_attention", "position_biased_input", "share_att_key"),
+    **_each(TEXT, "hidden_act", "hidden_activation", "rope_type", "type", "model_type", "activation"),
+    **_each(TEXT, "pooler_hidden_act", "classifier_activation", "classifier_pooling", "activation_function"),
     **_each(TEXTS, "layer_types", "architectures"),
-    **_each(OBJECT, "rope_scaling", "rope_parameters"),
+    **_each(OBJECT, "rope_scaling", "rope_parameters", "modality_config", "processing_kwargs"),
     **_each(LABELS, "id2label"),
+    **_each(
+        Kind("a string or a list of strings", lambda value: TEXT.holds(value) or TEXTS.holds(value), ()),
+        "pos_att_type",
+    ),
 }
 
 
@@ -98,7 +110,7 @@ NO_EFFECT_ON_SCORES = frozenset(
     output_attentions output_hidden_states output_past output_scores pad_token_id pooler_fc_size
     pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type prefix problem_type
     remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
-    sbert_ce_default_activation_function sentence_transformers sep_token_id suppress_tokens
+    sbert_ce_default_activation_function sentence_transformers sentence_transformers_files sep_token_id suppress_tokens
     task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
     transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
     use_return_dict
@@ -107,10 +119,10 @@ NO_EFFECT_ON_SCORES = frozenset(
 
 
 class HFConfig:
-    """The fields of one config.json, each to be taken once by the family that reads it."""
+    """The fields of one config.json, or of a file like it, each to be taken once by the family that reads it."""
 
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        self._fields = fields
+    def __init__(self, fields: Mapping[str, Any], file: str = "config.json") -> None:
+        self._fields, self._file = fields, file
         self._known = set(NO_EFFECT_ON_SCORES)
         self._faults: dict[str, None] = {}  # a field may be taken twice: each fault once, in order
 
@@ -153,13 +165,20 @@ class HFConfig:
         if value is not None and not any(value == known and type(value) is type(known) for known in values):
             self.fault(f"{name} = {short(value)} is not supported; only {', '.join(map(repr, values))}")
 
+    def activation(self, name: str, default: Any = REQUIRED) -> str:
+        """The value of a field that names an activation, which must be a known one."""
+        value = self.take(name, default)
+        if value not in ACTIVATIONS:
+            self.fault(f"{name} = {short(value)} is not supported; only {', '.join(ACTIVATIONS)}")
+        return value
+
     def finish(self) -> None:
         """Raise ValueError for the faults found and for fields that were not taken."""
         for name, value in self._fields.items():
             if name not in self._known and not _switched_off(value):
                 self.fault(f"{name} = {short(value)} is not understood and may change the scores")
         if self._faults:
-            raise ValueError("config.json: " + "; ".join(self._faults))
+            raise ValueError(f"{self._file}: " + "; ".join(self._faults))
 
 
 def _switched_off(value: Any) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import ml_dtypes
@@ -12,38 +12,56 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from flax_rerank.convert import sentence_transformers
 from flax_rerank.convert.bert import BERT
 from flax_rerank.convert.cost_wise_gemma import COST_WISE_GEMMA
+from flax_rerank.convert.deberta_v2 import DEBERTA_V2
+from flax_rerank.convert.distilbert import DISTILBERT
+from flax_rerank.convert.electra import ELECTRA
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.gemma import GEMMA
 from flax_rerank.convert.gemma2 import GEMMA2
+from flax_rerank.convert.gte import GTE
 from flax_rerank.convert.hf_config import fault_of
-from flax_rerank.convert.llama import LLAMA
+from flax_rerank.convert.jina_bert import JINA_BERT
+from flax_rerank.convert.jina_v3 import JINA_V3
+from flax_rerank.convert.jina_xlm_roberta import JINA_XLM_ROBERTA
+from flax_rerank.convert.llama import LLAMA, LLAMA_BIDIRECTIONAL, LLAMA_CLASSIFIER
 from flax_rerank.convert.minicpm import MINICPM
-from flax_rerank.convert.mistral import MISTRAL
+from flax_rerank.convert.mistral import MISTRAL, MISTRAL_CLASSIFIER
+from flax_rerank.convert.modernbert import MODERNBERT
 from flax_rerank.convert.peft import merge_adapter
-from flax_rerank.convert.qwen2 import QWEN2
-from flax_rerank.convert.qwen3 import QWEN3
+from flax_rerank.convert.qwen2 import QWEN2, QWEN2_CLASSIFIER
+from flax_rerank.convert.qwen3 import QWEN3, QWEN3_CLASSIFIER
+from flax_rerank.convert.roberta import ROBERTA
 from flax_rerank.convert.rules import Assignment, TensorSource, assign, fill
-from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
 from flax_rerank.json_files import read_object
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError, Index, Shape, place, shapes_of
 
 FAMILIES: tuple[Family, ...] = (
-    *(BERT, XLM_ROBERTA),
+    *(JINA_BERT, BERT, JINA_XLM_ROBERTA, XLM_ROBERTA, ROBERTA, ELECTRA, DISTILBERT, DEBERTA_V2, GTE, MODERNBERT),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2),
     *(MINICPM, COST_WISE_GEMMA),
+    *(LLAMA_CLASSIFIER, LLAMA_BIDIRECTIONAL, MISTRAL_CLASSIFIER, QWEN2_CLASSIFIER, QWEN3_CLASSIFIER),
+    JINA_V3,
 )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder. FileNotFoundError if there is no such file, ValueError if it is damaged."""
+    """config.json of a checkpoint folder, with the files of sentence-transformers beside it, if there are any.
+
+    Raises:
+        FileNotFoundError: there is no such file, or one that another one names.
+        ValueError: a file is damaged.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a model?")
-    return read_object(path)
+    config = read_object(path)
+    files = sentence_transformers.read_files(folder)
+    return config | ({sentence_transformers.FILES: files} if files else {})
 
 
 def architectures_of(hf: Mapping[str, Any]) -> tuple[str, ...]:
@@ -56,14 +74,17 @@ def architectures_of(hf: Mapping[str, Any]) -> tuple[str, ...]:
 
 def model_class_of(hf: Mapping[str, Any]) -> str | None:
     """The `RerankerModelClass` value that a config.json plainly names by its architecture, or None."""
+    if sentence_transformers.has_head(hf):
+        return "encoder-only-base"
     classes = {name: value for family in FAMILIES for name, value in family.model_classes.items()}
     return next((classes[name] for name in architectures_of(hf) if name in classes), None)
 
 
 def refuse_embedding_model(hf: Mapping[str, Any]) -> None:
     """Raise ValueError for a config.json of a model without a head."""
-    bodies = [name for name in architectures_of(hf) if name.endswith("Model")]
-    if bodies:
+    covered = {name for family in FAMILIES for name in family.model_classes}
+    bodies = [name for name in architectures_of(hf) if name.endswith("Model") and name not in covered]
+    if bodies and not sentence_transformers.has_head(hf):
         raise ValueError(f"{bodies[0]} is an embedding model: it has no head that could score a pair")
 
 
@@ -82,13 +103,16 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     labels = len(hf.get("id2label") or ()) or hf.get("num_labels")
     if labels not in (None, 1) and any("SequenceClassification" in name for name in architectures):
         raise ValueError(f"a reranker has a head with one label; config.json has {labels} (id2label, num_labels)")
+    has_modules = sentence_transformers.has_head(hf)
     for family in FAMILIES:
-        if any(name in family.model_classes for name in architectures):
-            return family
-        if not architectures and hf.get("model_type") == family.model_type:
-            return family
+        named = any(name in family.model_classes for name in architectures)
+        spelt = hf.get("model_type") in (family.model_type, *family.model_types)
+        if (named or (spelt and (not architectures or has_modules))) and family.is_of(hf):
+            if has_modules or "encoder-only-base" in family.model_classes.values():
+                sentence_transformers.require_plain_texts(hf)  # of a decoder, the prompt format is made of the module
+            return sentence_transformers.with_modules(family, hf) if has_modules else family
     asked = ", ".join(architectures) or hf.get("model_type")
-    covered = sorted(name for family in FAMILIES for name in family.model_classes)
+    covered = sorted({name for family in FAMILIES for name in family.model_classes})
     raise NotImplementedError(f"architecture {asked} is not covered; covered: {', '.join(covered)}")
 
 
@@ -96,6 +120,11 @@ def family_for(model_type: str | None, model_class: str) -> Family | None:
     """The family of a model type that makes rerankers of a kind, a `RerankerModelClass` value, if there is one."""
     fitting = (family for family in FAMILIES if family.model_type == model_type)
     return next((family for family in fitting if model_class in family.model_classes.values()), None)
+
+
+def truncation_of(hf: Mapping[str, Any]) -> Literal["only_second", "longest_first"]:
+    """How the library that a checkpoint was published for cuts long texts."""
+    return "longest_first" if sentence_transformers.is_published_for(hf) else family_of(hf).truncation
 
 
 @dataclass(frozen=True)
@@ -144,7 +173,7 @@ def open_checkpoint(
         CheckpointError: tensors missing, left over or misshapen, files corrupt; all of them at once.
     """
     family, params = family_of(hf), shapes_of(module)
-    source: TensorSource = open_torch_files(folder)
+    source: TensorSource = sentence_transformers.open_files(folder, hf)
     if adapter is not None:
         source = merge_adapter(source, adapter, family.ignored(readout))
     rules = family.rules(config, readout, hf)

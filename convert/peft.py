@@ -15,6 +15,7 @@ from flax_rerank.params import CheckpointError, Index, Shape
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+HEAD = "score"  # of a classifier, which the base may not have
 BASE_LAYER = ".base_layer"  # whole weights of an adapted embedding or head, which PEFT saves with the adapter
 ROWS = 1 << 14  # of an update that are multiplied at a time
 
@@ -47,7 +48,8 @@ class LowRank:
 class MergedTensors:
     """The tensors of a checkpoint with an adapter merged into them, one at a time, as they are read.
 
-    `updates` are added to the base's tensors of these names; `replaced` gives the adapter's tensor to read instead.
+    `updates` are added to the base's tensors of these names; `replaced` gives the adapter's tensor to read instead, or
+    in addition: the head of a classifier.
     """
 
     base: TensorSource
@@ -61,10 +63,12 @@ class MergedTensors:
         return (*self.base.files, files[0].with_name(CONFIG), *files)
 
     def shapes(self) -> Mapping[str, Shape]:
-        return self.base.shapes()
+        shapes = self.adapter.shapes()
+        return {name: shapes[stored] for name, stored in self.replaced.items()} | dict(self.base.shapes())
 
     def dtypes(self) -> Mapping[str, np.dtype]:
-        return self.base.dtypes()
+        dtypes = self.adapter.dtypes()
+        return {name: dtypes[stored] for name, stored in self.replaced.items()} | dict(self.base.dtypes())
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         source, stored = (self.adapter, self.replaced[name]) if name in self.replaced else (self.base, name)
@@ -88,6 +92,21 @@ class MergedTensors:
         return np.concatenate(blocks)[start - first : stop - first]
 
 
+def with_head(hf: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """config.json of a base, as that of a classifier where the adapter in `folder` makes one of a language model.
+
+    Raises:
+        FileNotFoundError, CheckpointError: adapter_config.json is missing or damaged.
+    """
+    names = hf.get("architectures") or []
+    if _read_config(folder).get("task_type") != "SEQ_CLS" or not isinstance(names, list):
+        return hf
+    return {
+        **hf,
+        "architectures": [str(name).replace("ForCausalLM", "ForSequenceClassification") for name in names],
+    }
+
+
 def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) -> MergedTensors:
     """A checkpoint's tensors with the LoRA adapter in `folder` merged into them.
 
@@ -97,13 +116,9 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
         FileNotFoundError: adapter_config.json or adapter_model.safetensors is missing.
         CheckpointError: an adapter of another kind, or one that does not fit the checkpoint; all reasons at once.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"no {name} in {folder}: is it the folder of a PEFT adapter?")
-    try:
-        config = read_object(folder / CONFIG)
-    except ValueError as error:
-        raise CheckpointError(folder, [str(error)]) from error
+    config = _read_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"no {WEIGHTS} in {folder}: is it the folder of a PEFT adapter?")
     adapter = SafetensorsFiles(folder, [WEIGHTS])
     faults = [
         f"{name} = {value!r} is not supported"
@@ -133,7 +148,7 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
                 if shapes.get(target) != (merged[::-1] if transposed else merged):
                     there = list(shapes[target]) if target in shapes else "missing"
                     faults.append(f"{name} and its partner make {list(merged)}, {target} is {there}")
-        elif shapes.get(f"{module}.{kind}") == shape:
+        elif shapes.get(f"{module}.{kind}") == shape or (module == HEAD and f"{module}.{kind}" not in shapes):
             replaced[f"{module}.{kind}"] = name
         else:
             faults.append(f"tensor {name} {list(shape)} matches no tensor of the checkpoint")
@@ -145,6 +160,15 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
     if faults:
         raise CheckpointError(folder, faults)
     return MergedTensors(base, adapter, updates, replaced)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {folder}: is it the folder of a PEFT adapter?")
+    try:
+        return read_object(folder / CONFIG)
+    except ValueError as error:
+        raise CheckpointError(folder, [str(error)]) from error
 
 
 def _off(value: object) -> bool:

@@ -1,7 +1,8 @@
 """Qwen2: biased query, key and value; an optional window in the upper layers."""
 
-from flax_rerank.convert.decoder import decoder_config, sliding_windows, token_logit_family
+from flax_rerank.convert.decoder import classifier_family, decoder_config, sliding_windows, token_logit_family
 from flax_rerank.convert.hf_config import HFConfig
+from flax_rerank.models.decoder import DecoderConfig
 
 
 def qwen_windows(hf: HFConfig) -> tuple[int, ...]:
@@ -11,8 +12,10 @@ def qwen_windows(hf: HFConfig) -> tuple[int, ...]:
     return sliding_windows(hf, [used and layer >= first for layer in range(hf.take("num_hidden_layers"))])
 
 
-QWEN2 = token_logit_family(
-    "qwen2",
-    "Qwen2ForCausalLM",
-    lambda hf: decoder_config(hf, query_key_value_bias=True, sliding_windows=qwen_windows(hf)),
-)
+def qwen2_config(hf: HFConfig) -> DecoderConfig:
+    """The config of Qwen2's body."""
+    return decoder_config(hf, query_key_value_bias=True, sliding_windows=qwen_windows(hf))
+
+
+QWEN2 = token_logit_family("qwen2", "Qwen2ForCausalLM", qwen2_config)
+QWEN2_CLASSIFIER = classifier_family("qwen2", "Qwen2ForSequenceClassification", qwen2_config)

@@ -40,21 +40,31 @@ class TensorSource(Protocol):
 @dataclass(frozen=True)
 class Layout:
     """How a tensor becomes a parameter or a layer of one: the same numbers, with axes in reverse order if
-    `transposed`.
+    `transposed`; or of a tensor whose rows are those of several matrices, one of these: `part` of `parts`.
     """
 
     transposed: bool
+    part: int = 0
+    parts: int = 1
 
     def to_torch_shape(self, shape: Shape) -> Shape:
         """The shape of the tensor that fills a parameter of `shape`."""
-        return shape[::-1] if self.transposed else shape
+        rows, *others = shape[::-1] if self.transposed else shape
+        return rows * self.parts, *others
 
     def read(self, source: TensorSource, name: str, index: Index = ()) -> np.ndarray:
-        """The tensor as the parameter has it, or the part of it that `index` asks for."""
-        return source.read(name, index[::-1]).T if self.transposed else source.read(name, index)
+        """The tensor, or its part, as the parameter has it, or what `index` asks for of that."""
+        if self.transposed:
+            index = index[::-1]
+        if self.parts > 1:
+            size = source.shapes()[name][0] // self.parts
+            start, stop, _ = (index[0] if index else slice(None)).indices(size)
+            index = (slice(start + self.part * size, stop + self.part * size), *index[1:])
+        array = source.read(name, index)
+        return array.T if self.transposed else array
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `read`, bit for bit."""
+        """The inverse of `read`, bit for bit: the tensor, or its part."""
         return array.T if self.transposed else array
 
 
@@ -92,17 +102,28 @@ IDENTITY, TRANSPOSE = Layout(transposed=False), Layout(transposed=True)
 
 @dataclass(frozen=True)
 class Rule:
-    """`torch` (a tensor name, `{i}` standing for the layer) fills `flax` (a parameter path)."""
+    """`torch` (a tensor name, `{i}` standing for the layer) fills `flax` (a parameter path). Of a stack that leaves
+    out the first layers, `first` is the number of its first one."""
 
     torch: str
     flax: str
     transform: Transform = IDENTITY
+    first: int = 0
 
 
-def linear(torch: str, flax: str, *, use_bias: bool = True) -> tuple[Rule, ...]:
+def linear(torch: str, flax: str, *, use_bias: bool = True, part: int = 0, parts: int = 1) -> tuple[Rule, ...]:
     """The rules of a linear layer: PyTorch keeps [out, in], Flax [in, out]."""
-    kernel = Rule(f"{torch}.weight", f"{flax}.kernel", TRANSPOSE)
-    return (kernel, Rule(f"{torch}.bias", f"{flax}.bias")) if use_bias else (kernel,)
+    kernel = Rule(f"{torch}.weight", f"{flax}.kernel", Layout(True, part, parts))
+    return (kernel, Rule(f"{torch}.bias", f"{flax}.bias", Layout(False, part, parts))) if use_bias else (kernel,)
+
+
+def packed(torch: str, *flax: str, use_bias: bool = True) -> tuple[Rule, ...]:
+    """The rules of linear layers whose matrices are one tensor in PyTorch, one below the other."""
+    return tuple(
+        rule
+        for part, path in enumerate(flax)
+        for rule in linear(torch, path, use_bias=use_bias, part=part, parts=len(flax))
+    )
 
 
 def rms_norm(torch: str, flax: str) -> tuple[Rule, ...]:
@@ -110,14 +131,16 @@ def rms_norm(torch: str, flax: str) -> tuple[Rule, ...]:
     return (Rule(f"{torch}.weight", f"{flax}.scale"),)
 
 
-def layer_norm(torch: str, flax: str) -> tuple[Rule, ...]:
-    """The rules of a layer normalisation with scale and bias."""
-    return Rule(f"{torch}.weight", f"{flax}.scale"), Rule(f"{torch}.bias", f"{flax}.bias")
+def layer_norm(torch: str, flax: str, *, use_bias: bool = True, first: int = 0) -> tuple[Rule, ...]:
+    """The rules of a layer normalisation."""
+    scale = Rule(f"{torch}.weight", f"{flax}.scale", first=first)
+    return (scale, Rule(f"{torch}.bias", f"{flax}.bias", first=first)) if use_bias else (scale,)
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One tensor, with name and shape in PyTorch, and the parameter that it fills, or the layer of a stacked one."""
+    """One tensor, with name and shape in PyTorch, and the parameter that it fills, or the layer of a stacked one; or
+    one part of a tensor."""
 
     tensor: str
     shape: Shape
@@ -144,7 +167,7 @@ def assignments(rules: Iterable[Rule], params: Mapping[str, Shape]) -> list[Assi
             shape, stacked = params[rule.flax], INDEX in rule.torch
             torch_shape = rule.transform.to_torch_shape(shape[1:] if stacked else shape)
             for layer in range(shape[0]) if stacked else (None,):
-                name = rule.torch.replace(INDEX, str(layer))
+                name = rule.torch if layer is None else rule.torch.replace(INDEX, str(layer + rule.first))
                 items.append(Assignment(name, torch_shape, rule.flax, layer, rule.transform))
     return items
 
@@ -164,9 +187,9 @@ def assign(
     by_path: dict[str, list[Assignment]] = {path: [] for path in params}
     for item in items:
         by_path[item.path].append(item)
-    uses = Counter(item.tensor for item in items)
+    uses = Counter((item.tensor, getattr(item.transform, "part", 0)) for item in items)
     rules_of = Counter(rule.flax for rule in rules)
-    faults = [f"tensor {name} is used by {count} rules" for name, count in uses.items() if count > 1]
+    faults = [f"tensor {name} is used by {count} rules" for (name, _), count in uses.items() if count > 1]
     faults += [
         f"parameter {path} {list(shape)} is filled by {rules_of[path]} rules instead of one"
         for path, shape in params.items()

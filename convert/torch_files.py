@@ -182,9 +182,36 @@ def _with_numbers(name: str) -> list[str]:
     return [part.zfill(9) if part.isdecimal() else part for part in name.split(".")]
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file as Hugging Face does, in UTF-8."""
+def write_json(path: Path, value: Mapping[str, Any] | str) -> None:
+    """Write a JSON file as Hugging Face does, in UTF-8; a text as it is."""
+    if isinstance(value, str):
+        path.write_text(value, encoding="utf-8")
+        return
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class JoinedFiles:
+    """The tensors of several sources, named by a prefix for each."""
+
+    def __init__(self, sources: Mapping[str, TensorSource]) -> None:
+        self.files: tuple[Path, ...] = tuple(file for source in sources.values() for file in source.files)
+        self._shapes: dict[str, Shape] = {}
+        self._dtypes: dict[str, np.dtype] = {}
+        self._sources: dict[str, tuple[TensorSource, str]] = {}
+        for prefix, source in sources.items():
+            self._shapes |= {prefix + name: shape for name, shape in source.shapes().items()}
+            self._dtypes |= {prefix + name: dtype for name, dtype in source.dtypes().items()}
+            self._sources |= {prefix + name: (source, name) for name in source.shapes()}
+
+    def shapes(self) -> Mapping[str, Shape]:
+        return self._shapes
+
+    def dtypes(self) -> Mapping[str, np.dtype]:
+        return self._dtypes
+
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        source, own = self._sources[name]
+        return source.read(own, index)
 
 
 class PickleFiles:

@@ -9,6 +9,7 @@ from flax_rerank.auto import (
 from flax_rerank.params import CheckpointError
 from flax_rerank.rerankers import (
     AbsReranker,
+    FlaxListwiseReranker,
     FlaxLLMReranker,
     FlaxReranker,
     LayerWiseFlaxLLMReranker,
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "FlaxAutoReranker",
     "FlaxLLMReranker",
+    "FlaxListwiseReranker",
     "FlaxReranker",
     "LayerWiseFlaxLLMReranker",
     "LightWeightFlaxLLMReranker",

@@ -2,13 +2,14 @@
 
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flax_rerank.hub import model_name
 from flax_rerank.rerankers import (
     AbsReranker,
+    FlaxListwiseReranker,
     FlaxLLMReranker,
     FlaxReranker,
     LayerWiseFlaxLLMReranker,
@@ -16,10 +17,14 @@ from flax_rerank.rerankers import (
 )
 from flax_rerank.settings import RerankerModelClass
 from flax_rerank.spec import Spec, UnknownKindError, open_spec
+from flax_rerank.text.prompts import PROMPT_FORMATS, PromptFormat
 
 RERANKER_CLASS_MAPPING: OrderedDict[RerankerModelClass, type[AbsReranker]] = OrderedDict(
     (RerankerModelClass(reranker.model_class), reranker)
-    for reranker in (FlaxReranker, FlaxLLMReranker, LayerWiseFlaxLLMReranker, LightWeightFlaxLLMReranker)
+    for reranker in (
+        *(FlaxReranker, FlaxLLMReranker, LayerWiseFlaxLLMReranker, LightWeightFlaxLLMReranker),
+        FlaxListwiseReranker,
+    )
 )
 
 
@@ -30,13 +35,37 @@ class RerankerConfig:
     Attributes:
         model_class: the class to make.
         trust_remote_code: as in FlagEmbedding; without effect here, where no remote code runs.
-        missing_architecture: what has to be built first, for models that cannot be loaded yet.
+        prompt_format: the prompt format, where the checkpoint's own files name none; None for that of the class.
     """
 
     model_class: type[AbsReranker]
     trust_remote_code: bool = False
-    missing_architecture: str | None = None
+    prompt_format: str | PromptFormat | None = None
 
+
+_NAMES_OF_FORMATS: tuple[tuple[str | PromptFormat, tuple[str, ...]], ...] = (
+    (
+        "qwen3-reranker",
+        (
+            *("Qwen/Qwen3-Reranker-0.6B", "Qwen/Qwen3-Reranker-4B", "Qwen/Qwen3-Reranker-8B"),
+            *("tomaarsen/Qwen3-Reranker-0.6B-seq-cls", "tomaarsen/Qwen3-Reranker-4B-seq-cls"),
+            "tomaarsen/Qwen3-Reranker-8B-seq-cls",
+        ),
+    ),
+    # Half of what mxbai-rerank takes for the largest score of this model, 9; it is 12 for others.
+    (replace(PROMPT_FORMATS["mxbai-v2"], normal_shift=4.5), ("mixedbread-ai/mxbai-rerank-base-v2",)),
+    ("mxbai-v2", ("mixedbread-ai/mxbai-rerank-large-v2",)),
+    (
+        "zerank",
+        (
+            *("zeroentropy/zerank-1", "zeroentropy/zerank-1-small", "zeroentropy/zerank-2"),
+            *("zeroentropy/zerank-1-reranker", "zeroentropy/zerank-1-small-reranker"),
+            "zeroentropy/zerank-2-reranker",
+        ),
+    ),
+    ("ctxl-v2", tuple(f"ContextualAI/ctxl-rerank-v2-instruct-multilingual-{size}" for size in ("1b", "2b", "6b"))),
+    ("nemotron", ("nvidia/llama-nemotron-rerank-1b-v2",)),
+)
 
 AUTO_RERANKER_MAPPING: OrderedDict[str, RerankerConfig] = OrderedDict(
     [
@@ -46,19 +75,30 @@ AUTO_RERANKER_MAPPING: OrderedDict[str, RerankerConfig] = OrderedDict(
         ("bge-reranker-v2-gemma", RerankerConfig(FlaxLLMReranker)),
         ("bge-reranker-v2-minicpm-layerwise", RerankerConfig(LayerWiseFlaxLLMReranker)),
         ("bge-reranker-v2.5-gemma2-lightweight", RerankerConfig(LightWeightFlaxLLMReranker)),
-        (
-            "jinaai/jina-reranker-v2-base-multilingual",
-            RerankerConfig(FlaxReranker, missing_architecture="XLM-RoBERTa with rotary positions"),
-        ),
-        (
-            "Alibaba-NLP/gte-multilingual-reranker-base",
-            RerankerConfig(FlaxReranker, missing_architecture="the 'new' BERT with rotary positions and gated MLP"),
-        ),
+        ("jinaai/jina-reranker-v2-base-multilingual", RerankerConfig(FlaxReranker)),
+        ("Alibaba-NLP/gte-multilingual-reranker-base", RerankerConfig(FlaxReranker)),
         ("maidalun1020/bce-reranker-base_v1", RerankerConfig(FlaxReranker)),
-        (
-            "jinaai/jina-reranker-v1-turbo-en",
-            RerankerConfig(FlaxReranker, missing_architecture="JinaBERT with ALiBi and gated MLP"),
+        ("jinaai/jina-reranker-v1-turbo-en", RerankerConfig(FlaxReranker)),
+        # These ten are FlagEmbedding's.
+        ("jinaai/jina-reranker-v1-tiny-en", RerankerConfig(FlaxReranker)),
+        ("Alibaba-NLP/gte-reranker-modernbert-base", RerankerConfig(FlaxReranker)),
+        ("ibm-granite/granite-embedding-reranker-english-r2", RerankerConfig(FlaxReranker)),
+        *(
+            (f"mixedbread-ai/mxbai-rerank-{size}-v1", RerankerConfig(FlaxReranker))
+            for size in ("xsmall", "base", "large")
         ),
+        *(
+            (f"cross-encoder/ettin-reranker-{size}-v1", RerankerConfig(FlaxReranker))
+            for size in ("17m", "32m", "68m", "150m", "400m", "1b")
+        ),
+        ("cross-encoder/ms-marco-electra-base", RerankerConfig(FlaxReranker)),
+        ("cross-encoder/stsb-roberta-base", RerankerConfig(FlaxReranker)),
+        *(
+            (name, RerankerConfig(FlaxLLMReranker, prompt_format=prompt_format))
+            for prompt_format, names in _NAMES_OF_FORMATS
+            for name in names
+        ),
+        ("jinaai/jina-reranker-v3", RerankerConfig(FlaxListwiseReranker)),
     ]
 )
 
@@ -94,7 +134,6 @@ class FlaxAutoReranker:
 
         Raises:
             ValueError: neither the name nor a config.json says which class.
-            NotImplementedError: a known model whose architecture is not supported yet.
             TypeError: a setting that the class does not have.
         """
         spec = find_spec(
@@ -117,8 +156,9 @@ def find_spec(
     """
     name = model_name(name)
     chosen, known = find_model_class(name, model_class)
+    config = config_of_name(name)
     try:
-        return open_spec(name, chosen, known, **settings)
+        return open_spec(name, chosen, known, None if config is None else config.prompt_format, **settings)
     except UnknownKindError as error:
         raise ValueError(
             f"{error}. Known names: {', '.join(AUTO_RERANKER_MAPPING)}; or pass model_class, one of {_model_classes()}"
@@ -132,7 +172,6 @@ def find_model_class(
 
     Raises:
         ValueError: a model class that does not exist.
-        NotImplementedError: a known model whose architecture is not supported yet.
     """
     if model_class is not None:
         return _as_model_class(model_class), None
@@ -142,27 +181,20 @@ def find_model_class(
 
 def class_of(spec: Spec) -> type[AbsReranker]:
     """The class that scores with a spec: that of its name, where this has the spec's kind."""
-    named = _config_of_name(spec.name)
+    named = config_of_name(spec.name)
     if named is not None and named.model_class.model_class == spec.model_class.value:
         return named.model_class
     return RERANKER_CLASS_MAPPING[spec.model_class]
 
 
 def class_of_name(name: str) -> type[AbsReranker] | None:
-    """The class that `AUTO_RERANKER_MAPPING` has for a name or folder, or None.
-
-    Raises:
-        NotImplementedError: a known model whose architecture is not supported yet.
-    """
-    config = _config_of_name(name)
-    if config is None:
-        return None
-    if config.missing_architecture is not None:
-        raise NotImplementedError(f"{name} needs {config.missing_architecture}, which is not supported yet")
-    return config.model_class
+    """The class that `AUTO_RERANKER_MAPPING` has for a name or folder, or None."""
+    config = config_of_name(name)
+    return None if config is None else config.model_class
 
 
-def _config_of_name(name: str) -> RerankerConfig | None:
+def config_of_name(name: str) -> RerankerConfig | None:
+    """The entry of `AUTO_RERANKER_MAPPING` for a name or folder, or None."""
     parts = Path(name).parts
     if parts and parts[-1].startswith("checkpoint-"):
         parts = parts[:-1]

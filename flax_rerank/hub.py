@@ -6,10 +6,14 @@ from pathlib import Path
 
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
-CONFIG_FILES = ("config.json", "adapter_config.json")
+CONFIG_FILES = (
+    *("config.json", "adapter_config.json"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "*_*/config.json"),
+    "additional_chat_templates/*.jinja",
+)
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 FLAX_FILES = ("params/*", "manifest.json")
-PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*_*/pytorch_model.bin")
 
 
 class HubError(OSError):

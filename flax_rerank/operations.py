@@ -1,15 +1,17 @@
 """How many operations it takes to score a pair: counted from the sizes in a model's config, without tracing.
 
 The matrix products of the layers are counted. Heads multiply one token of a row; norms, activations and compression
-are element-wise: all of them together are less than a thousandth.
+are element-wise: all of them together are less than a thousandth. Embeddings of distances (DeBERTa) are projected once
+for all rows of a step, which is not counted either.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from flax_rerank.models.decoder import DecoderConfig
 from flax_rerank.models.encoder import EncoderConfig
+from flax_rerank.models.readout import Readout
 
 # (layer, new length): before this layer, counted from 0, the tokens of a row are compressed to so many.
 Compressed = Sequence[tuple[int, int]]
@@ -28,7 +30,10 @@ class Sizes:
         intermediate: F, numbers inside of the feed-forward network.
         mlp_matrices: 2, or 3 where a gate is multiplied in.
         causal: no token attends to a later one.
-        windows: for each layer how many tokens back it attends to, itself included; 0 for all.
+        windows: for each layer how many tokens back it attends to, itself included, and as many ahead if not causal;
+            0 for all.
+        distances: queries and keys are multiplied with embeddings of all distances.
+        whole: the head reads all tokens, not one.
     """
 
     layers: int
@@ -40,6 +45,8 @@ class Sizes:
     mlp_matrices: int
     causal: bool
     windows: tuple[int, ...]
+    distances: bool = False
+    whole: bool = False
 
     @property
     def key_value_weights(self) -> int:
@@ -77,27 +84,25 @@ class Work:
     scores: int
 
 
-def sizes_of(config: EncoderConfig | DecoderConfig) -> Sizes:
-    """The sizes of the layers that a config describes."""
+def sizes_of(config: EncoderConfig | DecoderConfig, readout: Readout) -> Sizes:
+    """The sizes of the layers that a config describes, where a readout reads them."""
     layers, hidden, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
     everything = (0,) * layers
     if isinstance(config, DecoderConfig):
         keys, windows = (config.num_key_value_heads, config.head_dim), config.sliding_windows or everything
-        return Sizes(layers, hidden, heads, *keys, config.intermediate_size, 3, True, windows)
-    return Sizes(layers, hidden, heads, heads, hidden // heads, config.intermediate_size, 2, False, everything)
+        sizes = Sizes(layers, hidden, heads, *keys, config.intermediate_size, 3, config.causal, windows)
+    else:
+        matrices, of_head = 3 if config.gated_mlp else 2, hidden // heads
+        of_layer = (heads, heads, of_head, config.intermediate_size, matrices, False)
+        sizes = Sizes(layers, hidden, *of_layer, everything, config.distances is not None)
+    return replace(sizes, whole=readout.position == "mean")
 
 
 def visible_scores(length: int, causal: bool, window: int) -> int:
     """Attention scores that a mask leaves: what an ideal kernel computes."""
-    if not causal:
-        return length**2
     window = min(window or length, length)
-    return window * (window + 1) // 2 + (length - window) * window
-
-
-def all_scores(length: int, causal: bool, window: int) -> int:
-    """Attention scores with the masked ones: what plain attention computes."""
-    return length**2
+    one_side = window * (window + 1) // 2 + (length - window) * window
+    return one_side if causal else 2 * one_side - length
 
 
 def passes(sizes: Sizes, length: int, layers: int | None = None, compressed: Compressed = ()) -> Iterator[Pass]:
@@ -110,7 +115,7 @@ def passes(sizes: Sizes, length: int, layers: int | None = None, compressed: Com
     new_lengths = dict(compressed)
     for layer in range(layers):
         length = new_lengths.get(layer, length)
-        yield Pass(length, length if layer < layers - 1 else 1, sizes.windows[layer])
+        yield Pass(length, length if layer < layers - 1 or sizes.whole else 1, sizes.windows[layer])
 
 
 def count_work(
@@ -131,7 +136,8 @@ def count_work(
     operations = weights = activations = scores = 0
     for each in passes(sizes, length, layers, compressed):
         seen = each.length if each.outputs == 1 else count_scores(each.length, sizes.causal, each.window)
-        products = sizes.key_value_weights * each.length + sizes.other_weights * each.outputs + 2 * queries * seen
+        products = sizes.distances * queries * (each.length + each.outputs) * (2 * each.length - 1)
+        products += sizes.key_value_weights * each.length + sizes.other_weights * each.outputs + 2 * queries * seen
         operations += 2 * products
         weights += sizes.key_value_weights + sizes.other_weights
         # Each product reads its input and writes its output: keys and values; queries, scores, their product with the

@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_rerank.field_types import check_field_types
 from flax_rerank.sharding import DEFAULT_RULES, Devices, MeshShape, ShardingRules
-from flax_rerank.text.prompts import Instruction, PromptFormat
+from flax_rerank.text.prompts import Instruction, PromptFormat, Truncation
 
 CutoffLayers = int | Sequence[int] | None
 
@@ -37,6 +37,7 @@ class RerankerModelClass(Enum):
     DECODER_ONLY_BASE = "decoder-only-base"
     DECODER_ONLY_LAYERWISE = "decoder-only-layerwise"
     DECODER_ONLY_LIGHTWEIGHT = "decoder-only-lightweight"
+    LISTWISE = "listwise"
 
 
 def setting(default: Any, help: str, *, kept: bool = False, **option: Any) -> Any:
@@ -93,9 +94,18 @@ class CallSettings:
     )
     batch_size: int = setting(128, "a step computes at most this many times max_length tokens", metavar="N")
     query_max_length: int | None = setting(
-        None, "tokens of the query; by default 3/4 of max_length", kept=True, metavar="N"
+        None,
+        "tokens of the query; by default 3/4 of max_length, and with truncation longest_first all of it",
+        kept=True,
+        metavar="N",
     )
     max_length: int = setting(512, "tokens of the pair", kept=True, metavar="N")
+    truncation: Truncation | None = setting(
+        None,
+        "how long texts are cut: only_second cuts the passage, after a query of query_max_length; longest_first cuts "
+        "the longer text; by default as the library that the model was published for does it",
+        kept=True,
+    )
     normalize: bool = setting(False, "give sigmoid(logit) instead of the logit", kept=True)
     show_progress_bar: bool | None = setting(
         None, "show one; by default for calls of more than batch_size pairs", cli=False
@@ -112,13 +122,14 @@ class CallSettings:
                 getattr(self, name)
             except ValueError as error:
                 raise ValueError(f"{name}_format: {error}") from error
-        if self.query_tokens < 1:
+        if self.query_tokens("only_second") < 1:
             raise ValueError("query_max_length is 0 (3/4 of max_length); it must be at least 1")
 
-    @property
-    def query_tokens(self) -> int:
+    def query_tokens(self, truncation: Truncation) -> int:
         """The most tokens of a query."""
-        return self.max_length * 3 // 4 if self.query_max_length is None else self.query_max_length
+        if self.query_max_length is not None:
+            return self.query_max_length
+        return self.max_length * 3 // 4 if truncation == "only_second" else MOST
 
     @property
     def query_instruction(self) -> Instruction:
@@ -228,6 +239,12 @@ class LLMCall(CallSettings):
         "B: ", "put before each passage", kept=True, flag="--passage-instruction", metavar="TEXT"
     )
     prompt: str | None = setting(None, "the question put after the passage (LLM rerankers)", kept=True, metavar="TEXT")
+    instruction: str | None = setting(
+        None,
+        "what makes a passage relevant, for prompt formats that have a place for it; empty for none (LLM rerankers)",
+        kept=True,
+        metavar="TEXT",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,11 +334,38 @@ class LightweightSettings(LightweightCall, LayerwiseSettings):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListwiseCall(LLMCall):
+    """What `FlaxListwiseReranker.compute_score` takes."""
+
+    query_max_length: int | None = setting(512, "tokens of the query", kept=True, metavar="N")
+    passage_max_length: int = setting(
+        2048, "tokens of a passage (listwise; other rerankers cut by max_length)", kept=True, metavar="N"
+    )
+    max_length: int = setting(131072, "tokens of the texts in one prompt", kept=True, metavar="N")
+    passages_per_prompt: int = setting(125, "passages in one prompt, at most 125 (listwise)", kept=True, metavar="N")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, most in {"passage_max_length": MOST, "passages_per_prompt": 125}.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 and at most {most}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListwiseSettings(ListwiseCall, LLMSettings):
+    """The settings of `FlaxListwiseReranker`."""
+
+    call: ClassVar[type[CallSettings]] = ListwiseCall
+    default_format: ClassVar[str] = "jina-v3"
+
+
 SETTINGS: Mapping[RerankerModelClass, type[Settings]] = {
     RerankerModelClass.ENCODER_ONLY_BASE: EncoderSettings,
     RerankerModelClass.DECODER_ONLY_BASE: LLMSettings,
     RerankerModelClass.DECODER_ONLY_LAYERWISE: LayerwiseSettings,
     RerankerModelClass.DECODER_ONLY_LIGHTWEIGHT: LightweightSettings,
+    RerankerModelClass.LISTWISE: ListwiseSettings,
 }
 
 

@@ -16,6 +16,7 @@ from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.dtypes import DTypes
 from flax_rerank.field_types import fits
 from flax_rerank.hub import HubError, local_folder, model_name
+from flax_rerank.message_format import format_of_messages
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError
@@ -28,7 +29,7 @@ from flax_rerank.settings import (
     UnknownSettingError,
     warn_caller,
 )
-from flax_rerank.text.prompts import PromptFormat, Template, find_prompt_format
+from flax_rerank.text.prompts import PromptFormat, Template, Truncation, find_prompt_format
 from flax_rerank.text.tokenizer import Tokenizer
 
 
@@ -78,14 +79,20 @@ class Spec:
         """The model with parameters that have shapes and no values."""
         return nnx.eval_shape(lambda: self.family.module(self.config, self.readout, dtypes))
 
+    def truncation(self, settings: Settings) -> Truncation:
+        """How texts that are too long are cut with these settings."""
+        return settings.truncation or self.prompt_format.truncation
+
     def template(self, settings: Settings) -> Template:
         """The token ids around query and passage, and how these are cut.
 
         Raises:
             ValueError: inputs could be longer than the model's positions.
         """
-        prompt = settings.prompt if isinstance(settings, LLMSettings) else None
-        template = self.prompt_format.template(self.tokenizer, settings.max_length, settings.query_tokens, prompt)
+        texts = (settings.prompt, settings.instruction) if isinstance(settings, LLMSettings) else ()
+        prompt_format = replace(self.prompt_format, truncation=self.truncation(settings))
+        query_tokens = settings.query_tokens(prompt_format.truncation)
+        template = prompt_format.template(self.tokenizer, settings.max_length, query_tokens, *texts)
         positions = self.config.max_length
         if positions is not None and template.max_tokens > positions:
             raise ValueError(
@@ -119,6 +126,7 @@ def open_spec(
     name: str | os.PathLike[str],
     model_class: RerankerModelClass | None = None,
     named: RerankerModelClass | None = None,
+    named_format: str | PromptFormat | None = None,
     **settings: Any,
 ) -> Spec:
     """Open the checkpoint called `name`; no weight is read.
@@ -127,6 +135,7 @@ def open_spec(
         name: a folder with a PyTorch or a Flax checkpoint, or a name on the Hugging Face hub.
         model_class: the kind of reranker; by default what the checkpoint or its name says.
         named: the kind that the name stands for, if any. A Flax checkpoint says its kind itself.
+        named_format: the prompt format that the name stands for, if any.
         settings: of that kind. A Flax checkpoint has its own, which count where these say nothing.
 
     Raises:
@@ -145,7 +154,7 @@ def open_spec(
             raise UnknownKindError(f"{name!r} is not a known name, and {error}") from error
         raise
     config = convert.read_config(folder)
-    return describe(name, folder, config, Tokenizer.from_folder(folder), model_class, named, **settings)
+    return describe(name, folder, config, Tokenizer.from_folder(folder), model_class, named, named_format, **settings)
 
 
 def describe(
@@ -155,6 +164,7 @@ def describe(
     tokenizer: Tokenizer,
     model_class: RerankerModelClass | None = None,
     named: RerankerModelClass | None = None,
+    named_format: str | PromptFormat | None = None,
     **settings: Any,
 ) -> Spec:
     """The spec of a config.json and a tokenizer. Arguments and errors are those of `open_spec`."""
@@ -165,6 +175,10 @@ def describe(
         named, stored, hf = read_flax_config(folder or Path(name), config)
         if model_class not in (None, named):
             raise ValueError(f"{folder or name} is a reranker of the kind {named.value}, not {model_class.value}")
+    peft_path = settings.get("peft_path")
+    adapter = None if peft_path is None else local_folder(str(peft_path), settings.get("cache_dir"))
+    if adapter is not None and not is_flax:
+        hf = convert.peft.with_head(hf, adapter)
     value = convert.model_class_of(hf)
     says = None if value is None else RerankerModelClass(value)
     chosen = model_class or named or says
@@ -180,21 +194,36 @@ def describe(
     for setting in settings:
         if setting not in known:
             raise UnknownSettingError(setting, chosen.value)
-    given = SETTINGS[chosen](**{**stored, **settings})
-    if given.passage_max_length is not None:
+    family = convert.family_of(hf)
+    # A Flax checkpoint keeps these settings as its own.
+    of_source = chosen is RerankerModelClass.ENCODER_ONLY_BASE and not is_flax
+    published = convert.sentence_transformers.settings_of(hf) if of_source else {}
+    given = SETTINGS[chosen](**{**published, **stored, **settings})
+    if given.passage_max_length is not None and chosen is not RerankerModelClass.LISTWISE:
         warn_caller("passage_max_length has no effect, here as in FlagEmbedding: max_length bounds the pair")
-    adapter = getattr(given, "peft_path", None)
     if adapter is not None and is_flax:
         raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
-    shape, readout = convert.family_of(hf).architecture(HFConfig(hf))
+    shape, readout = family.architecture(HFConfig(hf))
     largest = max(tokenizer.backend.get_vocab().values(), default=0)
     if largest >= shape.vocab_size:
         raise ValueError(
             f"the tokenizer of {folder or name} has token ids up to {largest}, the model has {shape.vocab_size} "
             "embeddings (vocab_size): they do not belong together"
         )
+    if isinstance(given, LLMSettings):
+        own, published = given.prompt_format, {}
+        saved = None if own or is_flax else format_of_messages(hf, tokenizer, shape.max_length)
+        if saved is not None:
+            own, published = saved, convert.sentence_transformers.settings_of(hf)
+            if saved.is_one_text:  # the prompt is the instruction of the chat template
+                published.pop("query_instruction_for_rerank", None)
+        own = own or named_format or family.prompt_format
+        defaults = {} if own is None else _defaults_of_format(own, tokenizer, shape) | published
+        given = replace(given, **{name: defaults[name] for name in defaults.keys() - stored.keys() - settings.keys()})
     prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)
-    if chosen is RerankerModelClass.DECODER_ONLY_BASE:
+    if chosen is RerankerModelClass.ENCODER_ONLY_BASE:
+        prompt_format = replace(prompt_format, truncation=convert.truncation_of(hf))
+    if family.reads_tokens:
         readout = replace(readout, tokens=_answers(prompt_format, tokenizer))
         rows = tuple(config.get("head_tokens", ()))
         if rows and rows != readout.tokens:
@@ -202,6 +231,8 @@ def describe(
                 f"{folder} has the rows of the tokens {rows} of the source's head (head_tokens), the prompt "
                 f"format reads {readout.tokens}: convert the source again with this prompt_format"
             )
+    if prompt_format.markers:
+        readout = replace(readout, markers=tuple(_whole_token(marker, tokenizer) for marker in prompt_format.markers))
     if isinstance(given, LightweightSettings) and given.attention_softcap == "reference":
         shape = replace(shape, attention_softcap=None)
     return Spec(
@@ -215,7 +246,7 @@ def describe(
         prompt_format=prompt_format,
         tokenizer=tokenizer,
         settings=given,
-        adapter=None if adapter is None else local_folder(str(adapter), given.cache_dir),
+        adapter=adapter,
     )
 
 
@@ -257,15 +288,51 @@ def read_flax_config(
     return kind, config["scoring"], config["source_config"]
 
 
+def _defaults_of_format(
+    own: str | PromptFormat, tokenizer: Tokenizer, shape: EncoderConfig | DecoderConfig
+) -> dict[str, Any]:
+    """The settings that count with a prompt format where neither the user nor the checkpoint gives them."""
+    prompt_format = find_prompt_format(own)
+    defaults: dict[str, Any] = {"prompt_format": own}
+    if prompt_format.limit != "flag":  # FlagEmbedding's marks, A: and B:, go with its prompts
+        defaults |= {"query_instruction_for_rerank": None, "passage_instruction_for_rerank": None}
+    if prompt_format.max_length is not None:
+        most = prompt_format.max_length
+        if shape.max_length is not None:
+            tokens = prompt_format.template(tokenizer, most, most * 3 // 4).max_tokens
+            most -= max(tokens - shape.max_length, 0)
+        defaults["max_length"] = most
+    return defaults
+
+
+def _whole_token(text: str, tokenizer: Tokenizer) -> int:
+    """The token that a text is."""
+    pieces = tokenizer.encode(text).tolist()
+    if len(pieces) != 1 and tokenizer.files:
+        raise ValueError(f"the tokenizer has no token {text!r}, which the model reads")
+    return pieces[0]
+
+
 def _answers(prompt_format: PromptFormat, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens whose logits make the score: the first piece of each answer, as in FlagEmbedding."""
+    """The tokens whose logits make the score: of an answer in words the first piece, as in FlagEmbedding.
+
+    Raises:
+        ValueError: the tokenizer does not have such a token.
+    """
     tokens = []
     for answer in (prompt_format.positive, prompt_format.negative):
         if answer is None:
             continue
-        pieces = tokenizer.encode(answer).tolist()
+        pieces = tokenizer.encode(answer).tolist() if isinstance(answer, str) else [answer]
         if not pieces:
             raise ValueError(f"the tokenizer makes no token of {answer!r}")
+        if isinstance(answer, int) and tokenizer.backend.id_to_token(answer) is None:
+            raise ValueError(f"the tokenizer has no token {answer}, whose logit is to make the score")
+        if len(pieces) > 1 and prompt_format.whole_answers:
+            raise ValueError(
+                f"the tokenizer has no token {answer!r}, whose logit makes the score with this prompt format, and "
+                f"makes {len(pieces)} tokens of it. Is it the tokenizer that the model was trained with?"
+            )
         if len(pieces) > 1:
             warn_caller(f"{answer!r} is {len(pieces)} tokens to this tokenizer; the score is the logit of the first")
         tokens.append(pieces[0])

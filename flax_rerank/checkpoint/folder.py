@@ -53,10 +53,14 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 def refuse_foreign(
-    path: Path, what: str, is_ours: Callable[[Mapping[str, Any]], bool], entries: Collection[str]
+    path: Path,
+    what: str,
+    is_ours: Callable[[Mapping[str, Any]], bool],
+    entries: Collection[str],
+    folders: Collection[str] = (PARAMS,),
 ) -> None:
     """Raise FileExistsError unless `path` is an empty folder, or one whose config.json `is_ours` and that holds
-    nothing but `entries`: all of it is removed when it is replaced."""
+    nothing but `entries`, of which `folders` are folders: all of it is removed when it is replaced."""
     if not path.is_dir():
         raise FileExistsError(f"{path} is a file, not {what}, so it is not overwritten")
     there = sorted(path.iterdir())
@@ -71,7 +75,7 @@ def refuse_foreign(
             f"{path} is not overwritten: it has no config.json that says that it is {what}; move it away first"
         )
     for entry in there:
-        if entry.name not in entries or entry.is_dir() != (entry.name == PARAMS):
+        if entry.name not in entries or entry.is_dir() != (entry.name in folders):
             raise FileExistsError(
                 f"{path} is not overwritten: it holds {entry.name}, which is not part of {what}; move it away first"
             )

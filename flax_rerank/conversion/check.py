@@ -45,7 +45,8 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Ch
     Raises:
         FileNotFoundError, ValueError: one of the checkpoints cannot be opened.
     """
-    spec, hf = open_spec(str(folder)), convert.read_config(source)
+    spec, config = open_spec(str(folder)), convert.read_config(source)
+    hf = config if adapter is None else convert.peft.with_head(config, adapter)
     module = spec.module(FLOAT32)
     count = size = 0
     largest = 0.0
@@ -60,7 +61,7 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Ch
             items = itertools.chain(*opened.assignments.values())
             for item in sorted(items, key=lambda item: -1 if item.layer is None else item.layer):  # layer by layer
                 found = params.read(item.path, dtypes[item.path], item.region)
-                if isinstance(item.transform, Row):
+                if isinstance(item.transform, Row) or item.transform.parts > 1:
                     yield item.tensor, found, item.transform.read(opened.source, item.tensor)
                 else:
                     yield item.tensor, item.transform.to_torch(found), opened.source.read(item.tensor)

@@ -18,7 +18,6 @@ from flax_rerank.checkpoint import MANIFEST
 from flax_rerank.convert import peft
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import TensorSource
-from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.dtypes import FLOAT32
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
@@ -138,7 +137,7 @@ def _inspect_checkpoint(path: Path, config: Mapping[str, Any], is_flax: bool, fo
             if architecture is not None:
                 checkpoint.open_params(path, architecture[-1])
         else:
-            source = open_torch_files(path)
+            source = convert.sentence_transformers.open_files(path, hf)
             facts |= _facts_of_arrays(source) | {"files": [file.name for file in source.files]}
             if architecture is not None:
                 convert.open_checkpoint(path, hf, *architecture)
@@ -156,6 +155,7 @@ def _inspect_checkpoint(path: Path, config: Mapping[str, Any], is_flax: bool, fo
     with found.noting("config.json"), warnings.catch_warnings(action="ignore"):
         spec = auto.find_spec(str(path))
         resolve(spec, spec.settings)
+        facts["truncation"] = spec.truncation(spec.settings)
 
 
 def _read_architecture(
@@ -166,7 +166,7 @@ def _read_architecture(
     config, readout = family.architecture(HFConfig(hf))
     facts |= {fact: getattr(config, name) for fact, name in FIELDS.items() if hasattr(config, name)}
     facts["positions"] = config.max_length or config.max_position_embeddings
-    if isinstance(config, DecoderConfig):
+    if isinstance(config, DecoderConfig) and config.causal:
         facts["scores_after_layers"] = list(readout.layers)
     return config, readout, nnx.eval_shape(lambda: family.module(config, readout, FLOAT32))
 

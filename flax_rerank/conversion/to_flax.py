@@ -15,7 +15,7 @@ import numpy as np
 from flax_rerank import checkpoint
 from flax_rerank.auto import class_of, find_spec
 from flax_rerank.checkpoint.manifest import describe_source, sha256
-from flax_rerank.convert import TorchCheckpoint, peft
+from flax_rerank.convert import TorchCheckpoint, peft, sentence_transformers
 from flax_rerank.convert.rules import TensorSource
 from flax_rerank.dtypes import DTYPES, FLOAT32
 from flax_rerank.params import largest_dtype
@@ -86,7 +86,8 @@ def convert(
     assert folder is not None  # else there were no weights
     pool = ThreadPoolExecutor(1)
     # The source is hashed while it is read and written.
-    files = (folder / "config.json", *opened.source.files, *spec.tokenizer.files)
+    configs = [folder / name for name in sentence_transformers.config_files(spec.hf)]
+    files = (*configs, *opened.source.files, *spec.tokenizer.files)
     described = partial(_described, spec, folder, {file: pool.submit(sha256, file) for file in files})
     options = {"overwrite": overwrite, "show_progress_bar": show_progress_bar}
     try:
@@ -125,7 +126,10 @@ def _partly_used(opened: TorchCheckpoint, name: str) -> dict[str, TensorSource]:
 def _described(spec: Spec, folder: Path, hashes: dict[Path, Future[str]]) -> dict[str, Any]:
     """The manifest's entry for the source and its adapter, with the sha256 of the files that were read."""
 
-    digests = {file.name: future.result() for file, future in hashes.items()}
+    digests = {
+        file.name if file.parent == spec.adapter else file.relative_to(folder).as_posix(): future.result()
+        for file, future in hashes.items()
+    }
     of_adapter = {name: digests.pop(name) for name in (peft.CONFIG, peft.WEIGHTS) if name in digests}
     source = describe_source(spec.name, folder, digests)
     if spec.adapter is not None:

@@ -14,6 +14,7 @@ from flax_rerank import checkpoint
 from flax_rerank.auto import FlaxAutoReranker
 from flax_rerank.conversion.check import Check, check_tensors
 from flax_rerank.convert import family_of
+from flax_rerank.convert.family import Family
 from flax_rerank.dtypes import FLOAT32
 from flax_rerank.params import largest_dtype
 from flax_rerank.sharding import Devices, host_device
@@ -65,10 +66,12 @@ def check_scores(source: Path, folder: Path, adapter: Path | None = None, device
     spec = open_spec(str(folder))
     params = spec.weights(spec.module(FLOAT32))
     class_name = class_of_transformers(spec.hf)
-    skipped = _why_not(class_name, adapter, 4 * sum(map(math.prod, params.shapes().values())))
+    skipped = _why_not(spec.family, class_name, adapter, 4 * sum(map(math.prod, params.shapes().values())))
     if skipped:
         return Check("scores", skipped=skipped)
-    scores, pairs = _score_with_flax(folder, host_device() if devices is None else devices)
+    # A template of the model's own may be longer than the texts may be here.
+    max_length = spec.settings.max_length if spec.prompt_format.is_one_text else MAX_LENGTH
+    scores, pairs = _score_with_flax(folder, host_device() if devices is None else devices, max_length)
     gc.collect()  # of the two models one at a time is in memory
     expected = score_with_transformers(source, class_name, largest_dtype(params), spec.readout.tokens, pairs)
     differences = np.abs(scores - expected)
@@ -85,7 +88,7 @@ def class_of_transformers(hf: Mapping[str, Any]) -> str:
     return next(name for name in (*(hf.get("architectures") or ()), *covered) if name in covered)
 
 
-def _why_not(class_name: str, adapter: Path | None, size: int) -> str | None:
+def _why_not(family: Family, class_name: str, adapter: Path | None, size: int) -> str | None:
     """Why PyTorch cannot score here, or None; `size` is that of the parameters in float32."""
     if find_spec("torch") is None:
         return "torch is not installed"
@@ -93,6 +96,8 @@ def _why_not(class_name: str, adapter: Path | None, size: int) -> str | None:
         return "an adapter was merged, which the source does not have"
     import transformers
 
+    if not family.in_transformers:
+        return f"transformers has no class that runs this kind of {class_name} as it is"
     if not hasattr(transformers, class_name):
         return f"transformers {transformers.__version__} has no {class_name}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -101,13 +106,13 @@ def _why_not(class_name: str, adapter: Path | None, size: int) -> str | None:
     return None
 
 
-def _score_with_flax(folder: Path, devices: Devices) -> tuple[np.ndarray, TokenizedPairs]:
+def _score_with_flax(folder: Path, devices: Devices, max_length: int) -> tuple[np.ndarray, TokenizedPairs]:
     reranker = FlaxAutoReranker.from_finetuned(
         str(folder),
         dtype="float32",
         devices=devices,
         query_max_length=None,
-        max_length=MAX_LENGTH,
+        max_length=max_length,
         normalize=False,
         show_progress_bar=False,
     )
@@ -137,7 +142,7 @@ def score_with_transformers(
         for pair in range(len(pairs)):
             ids = pairs.ids(pair)
             inputs = {"input_ids": torch.from_numpy(ids).long()[None]}
-            if not tokens and model.config.type_vocab_size > 1:
+            if not tokens and getattr(model.config, "type_vocab_size", 0) > 1:
                 inputs["token_type_ids"] = (torch.arange(len(ids))[None] >= int(pairs.passage_starts[pair])).long()
             logits = model(**inputs).logits[0]
             if tokens:

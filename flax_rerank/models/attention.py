@@ -1,6 +1,7 @@
 """Scaled dot-product attention: in plain JAX, and by a kernel where that is faster."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +12,8 @@ from flax_rerank.models.splash import splash_attention_on
 # From this length on the scores of a step are larger than a TPU keeps on the chip: plain JAX writes them to memory and
 # reads them twice, in float32.
 SPLASH_FROM = 256
+# Smaller blocks of local attention multiply too little at a time.
+LEAST_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Mask:
         lengths: int32 [B], the same for a kernel: no position sees those from there on. None where the causal mask
             hides them, or all may be seen.
         causal: no position sees a later one.
-        window: int32 [], how many positions back each sees, itself included; None for all.
+        window: int32 [], how many positions back each sees, itself included, and as many ahead if not causal; None
+            for all. `dense` has it in it only if causal.
         windows: the values that `window` may have.
     """
 
@@ -34,24 +38,85 @@ class Mask:
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, *, scale: float, softcap: float | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
-    """As `attention`; by a kernel if inputs are long and traced for TPUs (`jax.sharding.use_abstract_mesh`)."""
+    """As `attention`; by a kernel if inputs are long and traced for TPUs (`jax.sharding.use_abstract_mesh`). The
+    kernel takes no bias. Elsewhere positions that see a few on both sides are attended to in blocks."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
-    if device is None or not device.device_kind.startswith("TPU") or query.shape[1] < SPLASH_FROM:
-        return attention(query, key, value, mask=mask.dense, scale=scale, softcap=softcap)
-    kernels = [
-        functools.partial(
-            splash_attention_on, mesh, lengths=mask.lengths, causal=mask.causal, window=window, scale=scale,
-            softcap=softcap,
-        )
-        for window in mask.windows or (0,)
-    ]  # fmt: skip
-    if len(kernels) == 1:
-        return kernels[0](query, key, value)
+    on_tpu = device is not None and device.device_kind.startswith("TPU")
+    length = query.shape[1]
+    settings = {"scale": scale, "softcap": softcap}
+    ways: list[Callable[..., jax.Array]]
+    if on_tpu and length >= SPLASH_FROM and bias is None:
+        kernel = functools.partial(splash_attention_on, mesh, lengths=mask.lengths, causal=mask.causal, **settings)
+        ways = [functools.partial(kernel, window=window) for window in mask.windows or (0,)]
+    elif mask.windows and not mask.causal:
+        ways = [
+            functools.partial(local_attention, mask=mask.dense, window=window, **settings) for window in mask.windows
+        ]
+    else:
+        return attention(query, key, value, mask=mask.dense, bias=bias, **settings)
+    if len(ways) == 1:
+        return ways[0](query, key, value)
     which = jnp.argmax(jnp.asarray(mask.windows) == mask.window)
-    return jax.lax.switch(which, kernels, query, key, value)
+    return jax.lax.switch(which, ways, query, key, value)
+
+
+def scores_of(length: int, causal: bool, window: int) -> int:
+    """Attention scores that each head computes here, with the masked ones."""
+    block = max(window - 1, LEAST_BLOCK)
+    if causal or not 0 < window < length or length <= 4 * block:
+        return length**2
+    return -(-length // block) * 3 * block**2
+
+
+def local_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array,
+    window: int,
+    scale: float,
+    softcap: float | None = None,
+) -> jax.Array:
+    """As `attention`, to fewer than `window` positions to either side. Long inputs are cut into blocks, each of which
+    attends to itself and to its neighbours: the others are neither multiplied nor masked.
+
+    Args:
+        query, key, value: as in `attention`, of the same length.
+        mask: bool, [B, 1, L]; True where a position may be seen.
+        window: how far a position sees; all, if it is as long as the input.
+    """
+    batch, length, *_ = query.shape
+    block = max(window - 1, LEAST_BLOCK)
+    if window >= length:
+        return attention(query, key, value, mask=mask, scale=scale, softcap=softcap)
+    if length <= 4 * block:
+        far = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)[None])  # [L, L]
+        return attention(query, key, value, mask=mask & (far < window)[None], scale=scale, softcap=softcap)
+    blocks = -(-length // block)
+
+    def cut(x: jax.Array, around: int) -> jax.Array:
+        """[B, L, ...] to [B * blocks, block, ...], or with `around` blocks on either side of each."""
+        pad = (around * block, (blocks + around) * block - length)
+        x = jnp.pad(x, ((0, 0), pad, *((0, 0),) * (x.ndim - 2)))
+        parts = [x[:, start * block : (start + blocks) * block] for start in range(2 * around + 1)]
+        parts = [part.reshape(batch, blocks, block, *x.shape[2:]) for part in parts]
+        return jnp.concatenate(parts, axis=2).reshape(batch * blocks, -1, *x.shape[2:])
+
+    near = jnp.abs(jnp.arange(block)[:, None] + block - jnp.arange(3 * block)[None]) < window  # [block, 3 block]
+    seen = cut(mask[:, 0], 1)[:, None] & near[None]  # [B * blocks, block, 3 block]
+    mixed = attention(cut(query, 0), cut(key, 1), cut(value, 1), mask=seen, scale=scale, softcap=softcap)
+    return mixed.reshape(batch, blocks * block, *mixed.shape[2:])[:, :length]
 
 
 def attention(
@@ -62,6 +127,7 @@ def attention(
     mask: jax.Array,
     scale: float,
     softcap: float | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """Attend from every query position to the positions that `mask` allows.
 
@@ -73,6 +139,7 @@ def attention(
         key: [B, M, K, H].
         value: [B, M, K, H].
         mask: bool, [B or 1, L or 1, M]; True where attention is allowed.
+        bias: float32, [B or 1, N, L, M], added to the scores, where each query head has a key head of its own.
 
     Returns:
         [B, L, N, H] in the dtype of `value`. A row with nothing allowed is the mean of all values.
@@ -89,6 +156,8 @@ def attention(
     scores = scores * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
     scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     # Softmax, normalised after the product with the values: that is L x H divisions instead of L x M.
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))  # [B, K, G * L, M]

@@ -1,4 +1,5 @@
-"""Decoder-only rerankers: Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2 and MiniCPM as one module.
+"""Rerankers with a norm before each sublayer: Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, MiniCPM, and encoders of
+this kind, such as ModernBERT, as one module.
 
 The families differ in switches of `DecoderConfig`.
 """
@@ -14,9 +15,11 @@ from flax import nnx
 from flax_rerank.dtypes import DTypes
 from flax_rerank.models.attention import Mask, attend
 from flax_rerank.models.compression import Compression, compress
+from flax_rerank.models.heads import ClassificationHead, mean_of_tokens
 from flax_rerank.models.layers import (
     ACTIVATIONS,
     Embed,
+    LayerNorm,
     Linear,
     RMSNorm,
     layer_of,
@@ -26,6 +29,7 @@ from flax_rerank.models.layers import (
     run_stack,
     stack,
 )
+from flax_rerank.models.projector import Projector
 from flax_rerank.models.readout import Readout
 from flax_rerank.models.rotary import RopeScaling, rotary_angles, rotate
 
@@ -43,6 +47,11 @@ class DecoderConfig:
         query_scale: factor of the attention scores.
         attention_softcap: bound of the attention scores; None for no bound.
         sliding_windows: for each layer how many positions back it sees, itself included; 0 for all.
+        causal: no position sees a later one. Without it, windows are as long to either side.
+        sliding_rope_theta: base of the rotary angles in layers with a window; None for that of all layers.
+        layer_norm: norms subtract the mean (`rms_norm_eps` is the epsilon of these too); `norm_bias`: and add a bias.
+        embedding_norm: embeddings are normalised.
+        first_norm: there is a norm before the first layer's attention, as before all others.
     """
 
     vocab_size: int
@@ -68,6 +77,12 @@ class DecoderConfig:
     residual_scale: float = 1.0
     attention_softcap: float | None = None
     sliding_windows: tuple[int, ...] = ()
+    causal: bool = True
+    sliding_rope_theta: float | None = None
+    layer_norm: bool = False
+    norm_bias: bool = False
+    embedding_norm: bool = False
+    first_norm: bool = True
 
     def __post_init__(self) -> None:
         require_activation(self.hidden_act)
@@ -146,16 +161,25 @@ class DecoderLayer(nnx.Module):
     def __init__(self, config: DecoderConfig, dtypes: DTypes) -> None:
         self.self_attn = SelfAttention(config, dtypes)
         self.mlp = MLP(config, dtypes)
-        self.input_layernorm = _norm(config, dtypes)
+        if config.first_norm:
+            self.input_layernorm = _norm(config, dtypes)
         self.post_attention_layernorm = _norm(config, dtypes)
         if config.sandwich_norms:
             self.pre_feedforward_layernorm = _norm(config, dtypes)
             self.post_feedforward_layernorm = _norm(config, dtypes)
         self.config = config
 
-    def __call__(self, x: jax.Array, mask: Mask, angles: Angles, at: jax.Array | None = None) -> jax.Array:
-        """The next states of all positions, [B, L, D]; or of one in each row, `at`, int32 [B], by its own mask."""
-        attended = self.self_attn(self.input_layernorm(x), mask, angles, at)
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: Mask,
+        angles: Angles,
+        at: jax.Array | None = None,
+        normed: jax.Array | None = None,
+    ) -> jax.Array:
+        """The next states of all positions, [B, L, D]; or of one in each row, `at`, int32 [B], by its own mask.
+        `normed` is `x`, normalised, where the layer does not do it."""
+        attended = self.self_attn(self.input_layernorm(x) if normed is None else normed, mask, angles, at)
         x = pick(x, at)
         if not self.config.sandwich_norms:
             x = self._add(x, attended)
@@ -171,24 +195,34 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A causal transformer that scores the last token of each row, after one or several of its layers.
+    """A transformer that scores a token of each row, after one or several of its layers; or after the last the mean of
+    all tokens; or that makes vectors of some tokens.
 
-    Padding is on the right: under a causal mask no real token sees it, and rotary positions are relative.
+    Padding is on the right: rotary positions are relative, and under a causal mask no real token sees it.
 
     Raises:
-        NotImplementedError: a readout of the first token, or by the head of an encoder.
+        NotImplementedError: a head or a mean after several layers, which take a linear or tied head and one token.
     """
 
     def __init__(self, config: DecoderConfig, readout: Readout, dtypes: DTypes) -> None:
-        if readout.position != "last" or readout.head == "dense_tanh":
-            raise NotImplementedError(f"a decoder scores its last token by a linear or tied head, not {readout}")
+        of_last = readout.position in ("mean", "markers") or readout.head == "dense"
+        if of_last and readout.layers != (config.num_hidden_layers,):
+            raise NotImplementedError(f"means and dense heads are those of the last layer alone, not {readout}")
         self.config = config
         self.readout = readout
         self.dtypes = dtypes
         self.embed_tokens = Embed(config.vocab_size, config.hidden_size, ("vocab", "embed"), dtypes)
+        if config.embedding_norm:
+            self.embed_norm = _norm(config, dtypes)
         self.layers = stack(lambda: DecoderLayer(config, dtypes), config.num_hidden_layers)
+        if not config.first_norm:
+            self.input_layernorms = stack(lambda: _norm(config, dtypes), config.num_hidden_layers - 1, axis=None)
         self.norm = _norm(config, dtypes)
-        if readout.head == "linear":
+        if readout.head == "projector":
+            self.projector = Projector(config.hidden_size, dtypes)
+        elif readout.head == "dense":
+            self.head = ClassificationHead(readout.dense, config.hidden_size, dtypes)
+        elif readout.head == "linear":
             self.head = parameter((readout.head_rows, config.hidden_size), (None, "embed"), dtypes)
 
     def __call__(
@@ -210,41 +244,71 @@ class Decoder(nnx.Module):
             compression: where passages are compressed; None for nowhere.
 
         Returns:
-            float32 logits, [B, len(readout.layers)].
+            float32 logits, [B, len(readout.layers)]; with a projector its vectors.
 
         Raises:
             ValueError: a readout that differs from the model's in more than layers and heads.
         """
         if replace(readout, layers=self.readout.layers, heads=self.readout.heads) != self.readout:
             raise ValueError(f"the readout of a call differs in layers and heads alone from {self.readout}: {readout}")
+        if readout.pad_token is not None:
+            positions = jnp.arange(input_ids.shape[1])[None]  # [1, L]
+            real = (positions < lengths[:, None]) & (input_ids != readout.pad_token)
+            lengths = jnp.maximum(jnp.where(real, positions + 1, 0).max(axis=1), 1)
         x = self.embed_tokens(input_ids)  # [B, L, D]
         x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        x = self.embed_norm(x) if self.config.embedding_norm else x
         states = jnp.zeros((len(readout.layers), x.shape[0], x.shape[-1]), x.dtype)  # [layers, B, D]
         if readout.layers[0] == 0:
-            states = states.at[0].set(pick(x, lengths - 1)[:, 0])
+            states = states.at[0].set(pick(x, self._scored(lengths))[:, 0])
         start = 0
         if compression is not None:
             sizes = {"ratio": compression.ratio, "suffix_length": compression.suffix_length}
             for stop, new_length in compression.at:
                 if 0 < stop < readout.layers[-1]:
-                    x, states = self._run(x, states, lengths, start, stop, readout.layers)
+                    x, states = self._run(x, states, lengths, start, stop, readout)
                     x, lengths = compress(x, lengths, passage_starts, new_length=new_length, **sizes)
                     start = stop
-        _, states = self._run(x, states, lengths, start, readout.layers[-1], readout.layers)
-        return self._logits(states, readout)
+        x, states = self._run(x, states, lengths, start, readout.layers[-1], readout)
+        if readout.position == "markers":
+            return self.projector(self.norm(x), input_ids, readout)
+        if readout.position == "mean":
+            return self._logits(mean_of_tokens(self.norm(x), lengths)[None], readout)
+        return self._logits(self.norm(states), readout)
+
+    def _scored(self, lengths: jax.Array) -> jax.Array:
+        """The position of each row that is scored, int32 [B]."""
+        return lengths - 1 if self.readout.position == "last" else jnp.zeros_like(lengths)
+
+    def _normed(self, x: jax.Array, index: jax.Array | int) -> jax.Array | None:
+        """The input of a layer, normalised; None where the layer does that itself."""
+        if self.config.first_norm:
+            return None
+        norm = layer_of(self.input_layernorms, jnp.maximum(index - 1, 0))
+        return jnp.where(jnp.asarray(index) == 0, x, norm(x))
 
     def _run(
-        self, x: jax.Array, states: jax.Array, lengths: jax.Array, start: int, stop: int, layers: tuple[int, ...]
+        self, x: jax.Array, states: jax.Array, lengths: jax.Array, start: int, stop: int, readout: Readout
     ) -> tuple[jax.Array, jax.Array]:
-        """Run the layers [start, stop); after those that are scored, keep the state of each row's last token.
+        """Run the layers [start, stop); after those that are scored, keep the state of each row's scored token.
 
-        Of the last of `layers` nothing else is computed.
+        Of the last of them nothing else is computed, unless all tokens are read.
         """
         if start == stop:
             return x, states
-        config = self.config
+        config, layers = self.config, readout.layers
         length = x.shape[1]
-        angles = Angles(*rotary_angles(length, lengths, config.head_dim, config.rope_theta, config.rope_scaling))
+        bases = (config.rope_theta, config.sliding_rope_theta or config.rope_theta)
+        tables = [rotary_angles(length, lengths, config.head_dim, base, config.rope_scaling) for base in bases]
+        slides = np.asarray(config.sliding_windows or (0,) * config.num_hidden_layers) > 0
+
+        def angles_of(index: jax.Array | int) -> Angles:
+            if config.sliding_rope_theta is None:
+                return Angles(*tables[0])
+            sliding = jnp.asarray(slides)[index]
+            return Angles(*(jnp.where(sliding, local, everywhere) for everywhere, local in zip(*tables, strict=True)))
+
+        real = (jnp.arange(length)[None] < lengths[:, None])[:, None]  # [B, 1, L]
         back = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]  # [L, L]
         causal = (back >= 0)[None]  # [1, L, L]
         windows = np.asarray(config.sliding_windows or (0,) * config.num_hidden_layers)
@@ -252,31 +316,36 @@ class Decoder(nnx.Module):
         # States that are not scored go where the last ones will be.
         slots = np.full(config.num_hidden_layers + 1, len(layers) - 1)
         slots[list(layers)] = np.arange(len(layers))
-        last = lengths - 1  # [B]
+        scored = self._scored(lengths)
 
         def step(layer: DecoderLayer, index: jax.Array, carry: Any) -> Any:
             x, states = carry
-            mask = Mask(causal, causal=True)
+            mask = Mask(causal, causal=True) if config.causal else Mask(real, lengths)
             if (windows[start:stop] < length).any():
                 window = jnp.asarray(windows)[index]
                 kinds = tuple(np.unique(windows[start:stop]).tolist())
-                mask = Mask(causal & (back < window)[None], causal=True, window=window, windows=kinds)
-            x = layer(x, mask, angles)
-            state = pick(x, last)[:, 0]  # [B, D]
+                dense = causal & (back < window)[None] if config.causal else real
+                mask = replace(mask, dense=dense, window=window, windows=kinds)
+            x = layer(x, mask, angles_of(index), normed=self._normed(x, index))
+            state = pick(x, scored)[:, 0]  # [B, D]
             slot = jnp.asarray(slots)[index + 1]
             return x, jax.lax.dynamic_update_index_in_dim(states, state, slot, 0)
 
-        if stop < layers[-1]:
+        if stop < layers[-1] or readout.position in ("mean", "markers"):
             return run_stack(self.layers, start, stop, step, (x, states))
         x, states = run_stack(self.layers, start, stop - 1, step, (x, states))
-        back_from_last = last[:, None] - jnp.arange(length)[None]  # [B, L]
-        mask = Mask(((back_from_last >= 0) & (back_from_last < windows[stop - 1]))[:, None])  # [B, 1, L]
-        x = layer_of(self.layers, stop - 1)(x, mask, angles, last)  # [B, 1, D]
+        away = scored[:, None] - jnp.arange(length)[None]  # [B, L]
+        seen = (away >= 0)[:, None] if config.causal else real  # [B, 1, L]
+        mask = Mask(seen & (jnp.abs(away) < windows[stop - 1])[:, None])
+        normed = self._normed(x, stop - 1)
+        x = layer_of(self.layers, stop - 1)(x, mask, angles_of(stop - 1), scored, normed)  # [B, 1, D]
         return x, states.at[-1].set(x[:, 0])
 
     def _logits(self, states: jax.Array, readout: Readout) -> jax.Array:
-        """float32 [B, layers] of states [layers, B, D]."""
-        states = self.norm(states).astype(jnp.float32)
+        """float32 [B, layers] of normalised states [layers, B, D]."""
+        if readout.head == "dense":
+            return self.head(states[-1])
+        states = states.astype(jnp.float32)
         matrix = self.embed_tokens.embedding[...] if readout.head == "tied" else self.head[...]
         rows = matrix[np.asarray(readout.rows)].astype(jnp.float32)  # [layers, 1 or 2, D]
         logits = jnp.einsum("sbd,std->bst", states, rows) * readout.logit_scale
@@ -285,5 +354,7 @@ class Decoder(nnx.Module):
         return logits[..., 0] if logits.shape[-1] == 1 else logits[..., 0] - logits[..., 1]
 
 
-def _norm(config: DecoderConfig, dtypes: DTypes) -> RMSNorm:
+def _norm(config: DecoderConfig, dtypes: DTypes) -> RMSNorm | LayerNorm:
+    if config.layer_norm:
+        return LayerNorm(config.hidden_size, config.rms_norm_eps, dtypes, use_bias=config.norm_bias)
     return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset, dtypes)

@@ -23,6 +23,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
 }
 
 
@@ -70,9 +72,9 @@ class Embed(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation (Ba et al., 2016) over the last axis, in float32. The result has the computed dtype."""
 
-    def __init__(self, features: int, epsilon: float, dtypes: DTypes) -> None:
+    def __init__(self, features: int, epsilon: float, dtypes: DTypes, *, use_bias: bool = True) -> None:
         self.scale = parameter((features,), (None,), dtypes)
-        self.bias = parameter((features,), (None,), dtypes)
+        self.bias = parameter((features,), (None,), dtypes) if use_bias else None
         self.epsilon = epsilon
         self.dtypes = dtypes
 
@@ -82,7 +84,8 @@ class LayerNorm(nnx.Module):
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
         y = y * align(self.scale[...].astype(jnp.float32), y)
-        y = y + align(self.bias[...].astype(jnp.float32), y)
+        if self.bias is not None:
+            y = y + align(self.bias[...].astype(jnp.float32), y)
         return y.astype(self.dtypes.computed)
 
 
@@ -109,11 +112,11 @@ def align(param: jax.Array, like: jax.Array) -> jax.Array:
     return param.reshape((1,) * (like.ndim - param.ndim) + param.shape)
 
 
-def stack(make_layer: Callable[[], nnx.Module], depth: int) -> nnx.Module:
-    """One module whose parameters carry a leading axis of `depth` layers."""
+def stack(make_layer: Callable[[], nnx.Module], depth: int, axis: str | None = "layers") -> nnx.Module:
+    """One module whose parameters carry a leading axis of `depth` layers, with the logical name `axis`."""
     layers = nnx.vmap(lambda _: make_layer(), in_axes=0, out_axes=0)(jnp.arange(depth))
     for _, param in nnx.to_flat_state(nnx.state(layers)):
-        param.set_metadata(axes=("layers", *param.get_metadata("axes")))
+        param.set_metadata(axes=(axis, *param.get_metadata("axes")))
     layers.remat = False  # type: ignore[attr-defined]  # see `run_stack`
     return layers
 

@@ -4,6 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from flax_rerank.models.heads import DenseHead
+
+TANH = DenseHead("tanh")
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -12,31 +16,41 @@ class Readout:
     A model has the readout of all its layers; `at` gives that of one call.
 
     Attributes:
-        position: the token of each row whose state is read.
-        head: "dense_tanh" is a dense layer, tanh and a projection; "linear" has a matrix of its own; "tied" reads
-            rows of the embedding.
+        position: the token of each row whose state is read; the "mean" of the states of all its tokens; or all tokens
+            that are `markers`.
+        head: "dense" is that of `dense`; "linear" has a matrix of its own; "tied" reads rows of the embedding;
+            "projector" makes vectors of the states.
         layers: layers after which there is a score, counted from 1, ascending; 0 is the embedding.
         heads: for each layer, the number of the head that scores it.
         tokens: of a head with a row for each token of the vocabulary, those that are read: one, or two where the
             score is the logit of the first minus that of the second. Empty where a head has one row.
         logit_scale: factor of the logits.
         softcap: bounds each logit by `softcap * tanh(logit / softcap)`; None for no bound.
+        dense: a dense layer, an activation and a projection, where the head is of this kind.
+        pad_token: "last" is the last token that is not this one, also where a text ends in it (Hugging Face's decoders
+            with a classification head); None for the last token, whatever it is.
+        markers: the tokens that mark the end of a passage and of the query.
 
     Raises:
         ValueError: values that do not belong together.
     """
 
-    position: Literal["first", "last"]
-    head: Literal["dense_tanh", "linear", "tied"]
+    position: Literal["first", "last", "mean", "markers"]
+    head: Literal["dense", "linear", "tied", "projector"]
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     tokens: tuple[int, ...] = ()
     logit_scale: float = 1.0
     softcap: float | None = None
+    dense: DenseHead = TANH
+    pad_token: int | None = None
+    markers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "tokens"):  # JSON has lists
+        for name in ("layers", "heads", "tokens", "markers"):  # JSON has lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.dense, dict):
+            object.__setattr__(self, "dense", DenseHead(**self.dense))
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers {list(self.layers)} must ascend, with at least one")
         if len(self.heads) != len(self.layers):

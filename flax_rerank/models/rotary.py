@@ -17,10 +17,11 @@ class RopeScaling:
 
     `linear` divides all frequencies by `factor`. `dynamic` raises the base with the length of the input once
     that exceeds `original_max_position_embeddings`. `llama3` divides the low frequencies by `factor`, keeps
-    the high ones and blends in between.
+    the high ones and blends in between. `ntk` multiplies the base by `factor` and divides all frequencies by
+    factor^(2/H), whatever the length of the input.
     """
 
-    kind: Literal["linear", "dynamic", "llama3"]
+    kind: Literal["linear", "dynamic", "llama3", "ntk"]
     factor: float
     original_max_position_embeddings: int = 0
     low_freq_factor: float = 1.0
@@ -43,7 +44,7 @@ def rotary_angles(
     if scaling is not None and scaling.kind == "dynamic":
         frequencies = _dynamic_frequencies(lengths, exponents, head_dim, theta, scaling)
     else:
-        frequencies = jnp.asarray(_frequencies(exponents, theta, scaling))[None]
+        frequencies = jnp.asarray(_frequencies(exponents, head_dim, theta, scaling))[None]
     positions = jnp.arange(length, dtype=jnp.float32)[None, :, None]  # [1, L, 1]
     angles = positions * frequencies[:, None, :]  # [B or 1, L, H / 2]
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
@@ -56,8 +57,11 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return turned.astype(x.dtype)
 
 
-def _frequencies(exponents: np.ndarray, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+def _frequencies(exponents: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
     """float32 [H / 2]."""
+    if scaling is not None and scaling.kind == "ntk":
+        theta *= scaling.factor
+        scaling = RopeScaling("linear", scaling.factor ** (2 / head_dim))
     # Models were trained with powers that are rounded before the division. With frequencies rounded once, as written
     # in the paper, scores of an ill-conditioned test model are 1.2e-4 from the exact ones; with these, 0.9e-4.
     frequencies = np.float32(1.0) / (theta**exponents).astype(np.float32)

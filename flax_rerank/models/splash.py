@@ -34,7 +34,7 @@ def splash_attention(
         key, value: [B, L, K, H], K dividing N.
         lengths: int32 [B]; no position sees those from there on. None if all may be seen.
         causal: no position sees a later one.
-        window: how many positions back each sees, itself included, if causal; 0 for all.
+        window: how many positions back each sees, itself included, and as many ahead if not causal; 0 for all.
         scale: factor of the scores.
         softcap: bound of the scores.
         interpret: run the kernel's program without a TPU.
@@ -61,17 +61,16 @@ def splash_attention(
 
     shape = padded, padded
     mask: Any
-    if not causal:
-        mask = FullMask(shape)
-    elif 0 < window < length:
-        mask = LocalMask(shape, (window - 1, 0), offset=0)
+    if 0 < window < length:
+        mask = LocalMask(shape, (window - 1, 0 if causal else window - 1), offset=0)
     else:
-        mask = CausalMask(shape)
+        mask = CausalMask(shape) if causal else FullMask(shape)
     segments = None
     if lengths is not None or (not causal and padded > length):
         ends = jnp.full(batch, length) if lengths is None else lengths
         hidden = (jnp.arange(padded)[None] >= ends[:, None]).astype(jnp.int32)
-        segments = SegmentIds(q=jnp.zeros_like(hidden), kv=hidden)
+        # Padding sees padding: a row that saw nothing would not be finite, nor would what later layers make of it.
+        segments = SegmentIds(q=hidden, kv=hidden)
     kernel = make_splash_mha_single_device(
         MultiHeadMask([mask] * heads),
         block_sizes=BlockSizes(
@@ -105,10 +104,9 @@ def kernel_scores(length: int, causal: bool, window: int) -> int:
     """Attention scores that the kernel computes for each head: blocks of which some are visible, as a whole."""
     block = block_size(length)
     blocks = -(-length // block)
-    if not causal:
-        return (blocks * block) ** 2
-    most = -(-(window + block - 1) // block) if 0 < window < length else blocks
-    return block**2 * sum(min(row + 1, most) for row in range(blocks))
+    most = -(-(window + block - 1) // block) if 0 < window < length else blocks  # blocks on one side, its own included
+    ahead = range(blocks, 0, -1) if not causal else (1,) * blocks
+    return block**2 * sum(min(row + 1, most) + min(left, most) - 1 for row, left in enumerate(ahead))
 
 
 def keys_read_again(length: int, heads: int, kv_heads: int, causal: bool, window: int) -> int:

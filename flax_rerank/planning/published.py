@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 
 from flax_rerank import convert
-from flax_rerank.auto import find_model_class
+from flax_rerank.auto import config_of_name, find_model_class
 from flax_rerank.hub import local_folder
 from flax_rerank.spec import Spec, describe
 from flax_rerank.text.tokenizer import Tokenizer
@@ -31,14 +31,17 @@ def find_spec(name: str, model_class: str | None = None, **settings: Any) -> Spe
         As `FlaxAutoReranker.from_finetuned`.
     """
     asked, named = find_model_class(name, model_class)
+    config = config_of_name(name)
+    kinds = asked, named, None if config is None else config.prompt_format
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    known = name.removeprefix("BAAI/")
-    if known in published and not Path(name).expanduser().is_dir():
-        return describe(name, None, published[known], _tokenizer_of_words(), asked, named, **settings)
+    by_last_part = {key.rpartition("/")[2]: key for key in published}
+    known = name if name in published else by_last_part.get(name.removeprefix("BAAI/"))
+    if known is not None and not Path(name).expanduser().is_dir():
+        return describe(name, None, published[known], _tokenizer_of_words(), *kinds, **settings)
     folder = local_folder(name, settings.get("cache_dir"), config_only=True)
     has_tokenizer = (folder / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_folder(folder) if has_tokenizer else _tokenizer_of_words()
-    return describe(name, folder, convert.read_config(folder), tokenizer, asked, named, **settings)
+    return describe(name, folder, convert.read_config(folder), tokenizer, *kinds, **settings)
 
 
 def _tokenizer_of_words() -> Tokenizer:

@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh
 
 from flax_rerank.batching import Shape
-from flax_rerank.models.attention import SPLASH_FROM
+from flax_rerank.models.attention import SPLASH_FROM, scores_of
 from flax_rerank.models.splash import kernel_scores, keys_read_again
-from flax_rerank.operations import Sizes, all_scores, count_work, passes, sizes_of
+from flax_rerank.operations import Sizes, count_work, passes, sizes_of
 from flax_rerank.out_of_memory import is_out_of_memory
 from flax_rerank.planning import hlo
 from flax_rerank.planning.abstract import AbstractScorer
@@ -96,11 +96,13 @@ def plan_step(scorer: AbstractScorer, topology: Topology, shape: Shape, static: 
         DoesNotFit: the step takes more memory than a device has.
     """
     platform, itemsize = topology.chip.platform, scorer.dtype.itemsize
-    sizes = sizes_on_a_device(sizes_of(scorer.spec.config), scorer.mesh, scorer.spec.settings.sharding_rules)
+    sizes = sizes_on_a_device(
+        sizes_of(scorer.spec.config, scorer.spec.readout), scorer.mesh, scorer.spec.settings.sharding_rules
+    )
     rows = shape.rows // scorer.mesh.shape[DATA]
     readout, compression = static
     run = (sizes, shape.length, readout.layers[-1], compression.at if compression else ())
-    work = count_work(*run, count_scores=scores_on_tpu if platform == "tpu" else all_scores)
+    work = count_work(*run, count_scores=scores_on_tpu if platform == "tpu" else scores_of)
     flops = rows * work.operations
     if platform == "gpu":
         moved = itemsize * (work.weights + rows * (work.activations + work.scores)) + SCORE_BYTES * rows * work.scores
@@ -157,7 +159,7 @@ def limits(topology: Topology, bits: int, flops: float, moved: float, sent: floa
 
 def scores_on_tpu(length: int, causal: bool, window: int) -> int:
     """Attention scores that each head computes on a TPU."""
-    return (kernel_scores if length >= SPLASH_FROM else all_scores)(length, causal, window)
+    return (kernel_scores if length >= SPLASH_FROM else scores_of)(length, causal, window)
 
 
 def sizes_on_a_device(sizes: Sizes, mesh: Mesh, rules: ShardingRules) -> Sizes:

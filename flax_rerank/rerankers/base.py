@@ -243,7 +243,7 @@ class AbsReranker(ABC):
             steps=len(steps),
             shapes=tuple(sorted({step.shape for step in steps})),
             computed_tokens=computed,
-            padding_tokens=computed - int(prepared.tokens[np.unique(prepared.computed)].sum()),
+            padding_tokens=computed - int(prepared.pairs.lengths[np.unique(prepared.computed)].sum()),
         )
 
     def warmup(self, prepared: Prepared) -> float:
@@ -300,11 +300,7 @@ class AbsReranker(ABC):
     def _prepare(
         self, pairs: list[tuple[str, str]], call: Call, table: Table | None, skip_faulty: bool, show: bool
     ) -> Prepared:
-        if os.getpid() != self._process:
-            raise RuntimeError(
-                "this reranker was loaded before the process was forked, and its devices and threads are not there "
-                "any more: load it after the fork, or start processes by multiprocessing's spawn"
-            )
+        self._require_own_process()
         settings = call.settings
         tokenized = tokenize(
             pairs,
@@ -322,19 +318,39 @@ class AbsReranker(ABC):
             self._tables = (prepared.table, *self._tables)[:MOST_TABLES]
         return prepared
 
+    def _require_own_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this reranker was loaded before the process was forked, and its devices and threads are not there "
+                "any more: load it after the fork, or start processes by multiprocessing's spawn"
+            )
+
     def _run(self, prepared: Prepared, show_progress_bar: bool) -> tuple[np.ndarray, list[Step]]:
         """Scores, float64 [pairs, outputs], and the steps that were run."""
+        outputs = list(prepared.call.outputs)
+        scores = np.full((len(prepared), len(outputs)), np.nan)
+        rows, steps = self._run_rows(prepared, show_progress_bar)
+        scores[prepared.scored] = rows[:, outputs]
+        return self._finish(scores, prepared), steps
+
+    def _run_rows(self, prepared: Prepared, show_progress_bar: bool) -> tuple[np.ndarray, list[Step]]:
+        """What the model gives for each of `prepared.scored`, float32, and the steps that were run."""
         call, pairs = prepared.call, prepared.pairs
-        scores = np.full((len(pairs), len(call.outputs)), np.nan)
-        steps: list[Step] = []
-        if prepared.steps:
-            logits, steps = self._scorer(
-                self._present_params(), pairs, prepared.steps, call.static, show_progress_bar=show_progress_bar
-            )
-            scores[prepared.scored] = logits[prepared.computed][:, list(call.outputs)]
+        if not prepared.steps:
+            return np.zeros((0, len(call.outputs)), np.float32), []
+        rows, steps = self._scorer(
+            self._present_params(), pairs, prepared.steps, call.static, show_progress_bar=show_progress_bar
+        )
+        return rows[prepared.computed], steps
+
+    def _finish(self, scores: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """Scores [pairs, outputs] as the user sees them."""
         if not prepared.skip_faulty:
             _require_finite(scores)
-        return (sigmoid(scores) if call.settings.normalize else scores), steps
+        if not prepared.call.settings.normalize:
+            return scores
+        style = self.spec.prompt_format
+        return sigmoid((scores - style.normal_shift) * style.normal_scale)
 
 
 def plan(

@@ -4,7 +4,8 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tqdm import tqdm
 from flax_rerank import checkpoint
 from flax_rerank.checkpoint.folder import refuse_foreign, sync
 from flax_rerank.convert import family_of
-from flax_rerank.convert.rules import Row, assignments
+from flax_rerank.convert.rules import Assignment, Row, assignments
+from flax_rerank.convert.sentence_transformers import FILES, config_files, read_files
 from flax_rerank.convert.torch_files import (
     FLOATS,
     INDEX,
@@ -52,7 +54,10 @@ class TorchTensors:
         shapes = shapes_of(spec.module(FLOAT32))
         items = assignments(spec.family.rules(spec.config, spec.readout, spec.hf), shapes)
         self._params, self._dtypes = params, params.dtypes()
-        self._items = {item.tensor: item for item in items}
+        # The parts of a tensor are in order.
+        self._items: dict[str, list[Assignment]] = {}
+        for item in items:
+            self._items.setdefault(item.tensor, []).append(item)
         self._kept = None if spec.kept is None else SafetensorsFiles(spec.kept.parent, [spec.kept.name])
         faults = shape_faults(params.shapes(), shapes, "parameter") + self._faults_of_heads()
         if faults:
@@ -60,24 +65,28 @@ class TorchTensors:
 
     def shapes(self) -> Mapping[str, Shape]:
         """The shape of every tensor."""
-        return {name: item.shape for name, item in self._items.items()}
+        return {name: items[0].shape for name, items in self._items.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the parameter's dtype."""
-        item = self._items[name]
+        items = self._items[name]
+        item = items[0]
         dtype = self._dtypes[item.path]
-        array = self._params.read(item.path, dtype, item.region)
+        arrays = [self._params.read(item.path, dtype, item.region) for item in items]
         if not item.partly_used:
-            return item.transform.to_torch(array)
+            parts = [item.transform.to_torch(array) for item, array in zip(items, arrays, strict=True)]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        (array,) = arrays
         assert self._kept is not None  # else the constructor raised
         assert isinstance(item.transform, Row)
         matrix = self._kept.read(name).astype(dtype)
-        matrix[item.transform.row] = array
+        row = item.transform.row
+        matrix[list(row) if isinstance(row, tuple) else row] = array
         return matrix
 
     def _faults_of_heads(self) -> list[str]:
         kept = {} if self._kept is None else self._kept.shapes()
-        matrices = {name: item.shape for name, item in self._items.items() if item.partly_used}
+        matrices = {name: items[0].shape for name, items in self._items.items() if items[0].partly_used}
         lost = [name for name in matrices if name not in kept]
         if not lost:
             return shape_faults(kept, matrices, "kept tensor")
@@ -137,12 +146,18 @@ def export(
                 yield _cast(name, tensors.read(name), chosen, exactly=dtype is None)
                 bar.update(math.prod(shapes[name]) * chosen.itemsize)
 
-            write_torch_files(folder, shapes, chosen, parts, max_shard_size)
+            for part, names in _by_folder(shapes).items():
+                (folder / part).mkdir(exist_ok=True)
+                within = {name.removeprefix(f"{part}/"): shapes[name] for name in names}
+                read = partial(_parts_within, parts, part)
+                write_torch_files(folder / part, within, chosen, read, max_shard_size)
             for file in spec.tokenizer.files:
                 shutil.copyfile(file, folder / file.name)
             fields = {"dtype", "torch_dtype"} & spec.hf.keys() or {"torch_dtype"}
-            write_json(folder / "config.json", {**spec.hf, **dict.fromkeys(fields, chosen.name)})
-            for entry in (*folder.iterdir(), folder):
+            for name, value in config_files({**spec.hf, **dict.fromkeys(fields, chosen.name)}).items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                write_json(folder / name, value)
+            for entry in (*folder.rglob("*"), folder):
                 sync(entry)
         return chosen
 
@@ -153,6 +168,18 @@ def export(
     except InexactError as error:
         logger.info("%s, which config.json names; writing %s", error, own.name)
         return write(own)
+
+
+def _by_folder(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names of tensors by the folder that each begins with; empty for the checkpoint's own."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.rpartition("/")[0], []).append(name)
+    return found
+
+
+def _parts_within(parts: Callable[[str], Iterator[np.ndarray]], folder: str, name: str) -> Iterator[np.ndarray]:
+    return parts(f"{folder}/{name}" if folder else name)
 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype, *, exactly: bool) -> np.ndarray:
@@ -175,8 +202,11 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise FileExistsError(f"{out} exists; pass overwrite (--overwrite) to replace it")
     weights = {path.name for path in out.glob("model*.safetensors") if re.fullmatch(WEIGHT_FILE, path.name)}
-    entries = {"config.json", INDEX, *TOKENIZER_FILES, *weights}
-    refuse_foreign(out, "an exported model", _is_covered, entries)
+    files = read_files(out) if out.is_dir() else {}
+    configs = {Path(name).parts for name in config_files({FILES: files})}
+    folders = {parts[0] for parts in configs if len(parts) > 1}
+    entries = {INDEX, *TOKENIZER_FILES, *weights, *(parts[0] for parts in configs)}
+    refuse_foreign(out, "an exported model", lambda config: _is_covered({**config, FILES: files}), entries, folders)
 
 
 def _is_covered(config: Mapping[str, Any]) -> bool:

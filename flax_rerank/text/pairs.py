@@ -2,7 +2,8 @@
 
 Query and passage are tokenised apart, cut apart, and put into a template:
 `prefix + query + middle + passage + suffix`. For an encoder that is `[CLS] query [SEP] passage [SEP]`,
-for a decoder `<bos> query \\n passage \\n prompt`.
+for a decoder `<bos> query \\n passage \\n prompt`. Some prompt formats make one text of both, which takes the place of
+the query.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_rerank.text.prompts import Instruction, Template
+from flax_rerank.text.prompts import APART, Instruction, Template, fill
 from flax_rerank.text.tokenizer import Tokenizer
 
 Pair = tuple[str, str]
@@ -92,10 +93,13 @@ class TokenizedPairs:
 
     def ids(self, pair: int) -> np.ndarray:
         """The token ids of one pair, int32 [lengths[pair]]."""
-        cut = self.tokenizer.cut
-        query = cut(self.texts[self.query_index[pair]], self.query_lengths[pair])
+        cut, template = self.tokenizer.cut, self.template
+        query, length = self.texts[self.query_index[pair]], self.query_lengths[pair]
+        if len(template.texts) > 1:
+            query = cut(query, length)
+        elif length < len(query):
+            query = np.concatenate([query[: length - len(template.tail)], np.asarray(template.tail, np.int32)])
         passage = cut(self.texts[self.passage_index[pair]], self.passage_lengths[pair])
-        template = self.template
         prefix, middle, suffix = (
             np.asarray(ids, np.int32) for ids in (template.prefix, template.middle, template.suffix)
         )
@@ -114,8 +118,8 @@ def tokenize(
 ) -> TokenizedPairs:
     """Tokenise pairs, each distinct query and passage once.
 
-    A pair is at fault where a text cannot be encoded, its query leaves no room for its passage, or an instruction is
-    so long that nothing of the text is left.
+    A pair is at fault where a text cannot be encoded, its query leaves no room for its passage, an instruction is
+    so long that nothing of the text is left, or it has no token at all.
 
     Args:
         skip_faulty: keep such pairs, without tokens, in `faults`.
@@ -123,9 +127,9 @@ def tokenize(
     Raises:
         ValueError: the first pair at fault, named by its index, without `skip_faulty`.
     """
-    faults = _encoding_faults(pairs)
+    faults = encoding_faults(pairs)
     if not skip_faulty:
-        _require_no_faults(faults)
+        require_no_faults(faults)
     if faults:
         pairs = [("", "") if number in faults else pair for number, pair in enumerate(pairs)]
     index: dict[str, int] = {}
@@ -133,36 +137,52 @@ def tokenize(
     passage_index = np.empty(len(pairs), np.int64)
     queries = {query: query_instruction.apply(query) for query, _ in pairs}
     passages = {passage: passage_instruction.apply(passage) for _, passage in pairs}
+
+    def fill_in(text: str, query: str, passage: str) -> str:
+        return fill(text, query, passage, template.instruction)
+
     for number, (query, passage) in enumerate(pairs):
-        query_index[number] = index.setdefault(queries[query], len(index))
-        passage_index[number] = index.setdefault(passages[passage], len(index))
+        # Of one text, the query is all and the passage is empty.
+        query, passage = queries[query], passages[passage]
+        filled = [fill_in(text, query, passage) for text in template.texts]
+        query_index[number] = index.setdefault(filled[0], len(index))
+        passage_index[number] = index.setdefault(filled[1] if len(filled) > 1 else "", len(index))
     texts = tokenizer.encode_many(list(index), show_progress_bar=show_progress_bar)
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
 
     full_query, full_passage = lengths[query_index], lengths[passage_index]
-    query_lengths = np.minimum(full_query, template.query_max_length)
-    room = template.capacity - query_lengths
-    passage_lengths = np.minimum(np.minimum(full_passage, template.passage_max_length), room)
+    query_lengths, passage_lengths = template.cut(full_query, full_passage)
     truncated = (query_lengths < full_query) | (passage_lengths < full_passage)
-    taken = len(tokenizer.encode(passage_instruction.apply(""))) if passage_instruction.text else 0
-    lost = (room < 0) | ((passage_lengths < full_passage) & (passage_lengths <= taken))
-    for pair in np.flatnonzero(lost).tolist():
-        faults.setdefault(
-            pair,
-            f"no token of the passage is left. The query has {query_lengths[pair]} tokens (of {full_query[pair]}), "
-            f"the passage's instruction {taken}, both and the passage may have {template.capacity}, the passage alone "
-            f"{template.passage_max_length}: shorten the query or the instructions, or raise max_length",
-        )
-    taken = len(tokenizer.encode(query_instruction.apply(""))) if query_instruction.text else 0
-    lost = (query_lengths < full_query) & (query_lengths <= taken)
-    for pair in np.flatnonzero(lost).tolist():
-        faults.setdefault(
-            pair,
-            f"no token of the query is left. Its instruction has {taken} tokens, query_max_length is "
-            f"{template.query_max_length}",
-        )
+    if len(template.texts) > 1:
+
+        def taken(text: str, instruction: Instruction) -> int:
+            """Tokens that are not the text's own. (A text alone may have fewer: the end of a prefix may join it.)"""
+            empty = instruction.apply("")
+            return len(tokenizer.encode(fill_in(text, empty, empty))) if instruction.text or text not in APART else 0
+
+        around = taken(template.texts[1], passage_instruction)
+        lost = (passage_lengths < 0) | ((passage_lengths < full_passage) & (passage_lengths <= around))
+        for pair in np.flatnonzero(lost).tolist():
+            faults.setdefault(
+                pair,
+                f"no token of the passage is left. The query has {query_lengths[pair]} tokens (of "
+                f"{full_query[pair]}), the passage's instruction {around}, both and the passage may have "
+                f"{template.capacity}, the passage alone {template.passage_max_length}: shorten the query or the "
+                "instructions, or raise max_length",
+            )
+        around = taken(template.texts[0], query_instruction)
+        lost = (query_lengths < full_query) & (query_lengths <= around)
+        for pair in np.flatnonzero(lost).tolist():
+            faults.setdefault(
+                pair,
+                f"no token of the query is left. Its instruction has {around} tokens, query_max_length is "
+                f"{template.query_max_length}, query and passage together may have {template.capacity}",
+            )
+    if template.special_tokens == 0:
+        for pair in np.flatnonzero(query_lengths + passage_lengths == 0).tolist():
+            faults.setdefault(pair, "it has no token: query and passage are empty")
     if not skip_faulty:
-        _require_no_faults(faults)
+        require_no_faults(faults)
     truncated[list(faults)] = False
     return TokenizedPairs(
         template=template,
@@ -177,7 +197,8 @@ def tokenize(
     )
 
 
-def _encoding_faults(pairs: Sequence[Pair]) -> dict[int, str]:
+def encoding_faults(pairs: Sequence[Pair]) -> dict[int, str]:
+    """Why a pair cannot be encoded, by its index."""
     faults: dict[int, str] = {}
     for number, pair in enumerate(pairs):
         for role, text in zip(("query", "passage"), pair, strict=True):
@@ -193,7 +214,8 @@ def _encoding_faults(pairs: Sequence[Pair]) -> dict[int, str]:
     return faults
 
 
-def _require_no_faults(faults: Mapping[int, str]) -> None:
+def require_no_faults(faults: Mapping[int, str]) -> None:
+    """Raise ValueError for the first pair at fault, if there is one."""
     if faults:
         first = min(faults)
         raise ValueError(f"pair {first}: {faults[first]}")

@@ -5,8 +5,8 @@ then gives other ids than the checkpoint was trained with.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ FILES = (
     "merges.txt",
     "sentencepiece.bpe.model",
     "tokenizer.model",
+    "chat_template.jinja",
 )
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Tokenizer:
         pad_token_id: None where the checkpoint has no such token.
         truncation_side: "right" or "left", the side where long texts are cut.
         files: the files it came from, all that another checkpoint folder needs to have the same one.
+        special_tokens: the texts of those that its files name, by `SPECIAL_TOKENS`.
+        max_length: tokens of an input, where the checkpoint says (model_max_length).
+        chat_templates: by name, "default" the one without.
     """
 
     backend: Backend
@@ -51,6 +56,9 @@ class Tokenizer:
     truncation_side: str
     files: tuple[Path, ...]
     unknown_bos_token: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    max_length: int | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
@@ -72,15 +80,22 @@ class Tokenizer:
             raise FileNotFoundError(f"no tokenizer in {folder}: looked for {', '.join(FILES)}")
         backend.no_truncation()
         backend.no_padding()
-        bos, pad, side = _settings(folder)
+        found = _settings(folder)
+        bos, pad = found.get("bos_token"), found.get("pad_token")
+        most = found.get("model_max_length")
+        templates = _templates(folder, found.get("chat_template"))
         bos_token_id = None if bos is None else backend.token_to_id(bos)
         return cls(
             backend=backend,
             bos_token_id=bos_token_id,
             pad_token_id=None if pad is None else backend.token_to_id(pad),
-            truncation_side=side,
+            truncation_side=found["truncation_side"],
             files=files,
             unknown_bos_token=bos if bos_token_id is None else None,
+            special_tokens={name: found[name] for name in SPECIAL_TOKENS if found.get(name)},
+            # transformers writes a very large number for none.
+            max_length=int(most) if isinstance(most, int | float) and 0 < most < 1 << 31 else None,
+            chat_templates=templates,
         )
 
     def encode(self, text: str) -> np.ndarray:
@@ -110,15 +125,31 @@ def _through_transformers(folder: Path) -> Backend:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
 
 
-def _settings(folder: Path) -> tuple[str | None, str | None, str]:
-    """The BOS token, the padding token, and the side where long texts are cut."""
+def _templates(folder: Path, configured: Any) -> dict[str, str]:
+    """The chat templates of a tokenizer: those of tokenizer_config.json, one text or a list with names, and that of
+    a file of its own, which counts first."""
+    if isinstance(configured, str):
+        configured = [{"name": "default", "template": configured}]
+    found: dict[str, str] = {}
+    for entry in configured or []:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("name", "template")):
+            raise ValueError(f"{folder / 'tokenizer_config.json'}: chat_template must be a text, or texts with names")
+        found[entry["name"]] = entry["template"]
+    if (folder / "chat_template.jinja").is_file():
+        found["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return found
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What is read of tokenizer_config.json and special_tokens_map.json."""
     found: dict[str, Any] = {"truncation_side": "right"}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / file
         if not path.is_file():
             continue
         fields = read_object(path)
-        for name in ("bos_token", "pad_token", "truncation_side"):
+        found |= {name: fields[name] for name in ("model_max_length", "chat_template") if name in fields}
+        for name in (*SPECIAL_TOKENS, "truncation_side"):
             value = fields.get(name)
             text = value.get("content") if isinstance(value, dict) else value
             if value is not None and not isinstance(text, str):
@@ -126,4 +157,4 @@ def _settings(folder: Path) -> tuple[str | None, str | None, str]:
             found[name] = text or found.get(name)
     if found["truncation_side"] not in ("left", "right"):
         raise ValueError(f"{folder}: truncation_side is {found['truncation_side']!r}; it must be 'left' or 'right'")
-    return found.get("bos_token"), found.get("pad_token"), found["truncation_side"]
+    return found

@@ -15,7 +15,7 @@ def new_head(
 
     Args:
         module: the model with that head, abstract or not.
-        key: for the weights, which are normal; biases are 0.
+        key: for the weights, which are normal; biases are 0, and scales of norms 1.
         scale: their standard deviation (Hugging Face's `initializer_range`).
         row: float32 [D]; every row of a decoder's head starts as this one. FlagEmbedding takes that of "Yes" in the
             language model's head.
@@ -26,6 +26,8 @@ def new_head(
     return {
         path: jnp.zeros(shape)
         if path.endswith(".bias")
+        else jnp.ones(shape)
+        if path.endswith(".scale")
         else scale * jax.random.normal(jax.random.fold_in(key, index), shape)
         for index, (path, shape) in enumerate(head.items())
     }

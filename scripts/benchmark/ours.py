@@ -73,7 +73,7 @@ class Ours:
 
         prepared = self._reranker.prepare(pairs, **options)
         scorer = self._reranker._scorer
-        call, sizes = prepared.call, sizes_of(self._reranker.spec.config)
+        call, sizes = prepared.call, sizes_of(self._reranker.spec.config, self._reranker.spec.readout)
         ratio = getattr(call.settings, "compress_ratio", 1)
         flops = 0
         for length, passage in zip(prepared.tokens.tolist(), prepared.pairs.passage_lengths.tolist(), strict=True):

@@ -30,6 +30,10 @@ class Case:
     pairs: list[list[str]]
     runs: list[dict[str, Any]]
 
+    def pairs_of(self, run: int) -> list[list[str]]:
+        """The pairs of a run."""
+        return self.runs[run].get("pairs", self.pairs)
+
     def error(self, run: int, scores: Any, pairs: Any = slice(None)) -> float:
         """The largest difference between the scores of some of the pairs and `exact`, or FlagEmbedding's scores in
         cases without `exact`."""

@@ -20,6 +20,8 @@ from flax_rerank.text.tokenizer import FILES
 
 FAMILIES = (
     *("encoder-bert", "encoder-xlmr", "decoder-llama", "decoder-llama3-rope", "decoder-mistral-window"),
+    *("encoder-deberta-v2", "encoder-gte-new-ntk", "encoder-jina-v1", "encoder-modernbert-cls", "encoder-ettin"),
+    *("encoder-distilbert", "encoder-electra", "encoder-modernbert-mean"),
     *("decoder-qwen2", "decoder-qwen3", "decoder-gemma", "decoder-gemma2", "layerwise-dynamic", "lightweight-sep"),
 )
 OPTIONAL = (  # fields that some families read and that not all cases have
@@ -80,6 +82,8 @@ def names(message, place):
 
 
 def tokenizer_of(source, folder):
+    if (source / "modules.json").is_file():
+        return shutil.copytree(source, folder)
     folder.mkdir()
     for name in FILES:
         if (source / name).is_file():

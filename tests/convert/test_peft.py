@@ -9,6 +9,8 @@ from reference_cases import CASES, load_case
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import CheckpointError, FlaxAutoReranker
+from flax_rerank.conversion import convert
+from flax_rerank.conversion.check import check_tensors
 from flax_rerank.convert import peft
 from flax_rerank.convert.peft import merge_adapter
 from flax_rerank.convert.torch_files import open_torch_files
@@ -298,3 +300,28 @@ def test_an_adapter_of_an_unused_head_is_refused(tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
         FlaxAutoReranker.from_finetuned(str(folder), peft_path=str(adapter))
+
+
+def test_an_adapter_makes_a_classifier_of_a_language_model(tmp_path):
+    """As RankLLaMA is published: the base has no `score`, the adapter has it."""
+    case = load_case("seqcls-llama")
+    whole = load_file(case.folder / "model.safetensors")
+    module = "model.layers.1.self_attn.v_proj"
+    rng = np.random.default_rng(0)
+    update = {side: rng.normal(size=shape).astype(np.float32) for side, shape in {"A": (4, 48), "B": (16, 4)}.items()}
+    score = whole.pop("score.weight")
+    base = shutil.copytree(case.folder, tmp_path / "base")
+    whole[f"{module}.weight"] = whole[f"{module}.weight"] - 2 * (update["B"] @ update["A"])
+    save_file(whole | {"lm_head.weight": whole["model.embed_tokens.weight"]}, base / "model.safetensors")
+    config = json.loads((base / "config.json").read_text()) | {"architectures": ["LlamaForCausalLM"]}
+    (base / "config.json").write_text(json.dumps(config))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    tensors = {f"base_model.model.{module}.lora_{side}.weight": tensor for side, tensor in update.items()}
+    save_file(tensors | {"base_model.model.score.weight": score}, adapter / "adapter_model.safetensors")
+    fields = CONFIG | {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(fields))
+    convert(str(base), tmp_path / "flax", peft_path=str(adapter), prompt_format="rankllama", max_length=80)
+    assert check_tensors(base, tmp_path / "flax", adapter).faults == ()
+    model = FlaxAutoReranker.from_finetuned(tmp_path / "flax", devices="cpu:0")
+    assert case.error(1, model.compute_score(case.pairs)) <= 1e-4

@@ -6,7 +6,8 @@ import math
 import jax
 import pytest
 
-from flax_rerank.operations import Sizes, all_scores, compress_pair, count_work, passes, sizes_of, visible_scores
+from flax_rerank.models.attention import scores_of
+from flax_rerank.operations import Sizes, compress_pair, count_work, passes, sizes_of, visible_scores
 from flax_rerank.planning.abstract import abstract_scorer
 from flax_rerank.planning.published import find_spec
 from flax_rerank.planning.topology import find_topology
@@ -52,13 +53,13 @@ def test_compressed_passages_make_the_row_shorter():
     assert [each.length for each in passes(DECODER, 20, 4, compress_pair(20, 9, [1, 3], 4))] == [20, 14, 14, 12]
 
 
-@pytest.mark.parametrize(("causal", "window"), [(False, 0), (True, 0), (True, 3), (True, 9)])
+@pytest.mark.parametrize(("causal", "window"), [(False, 0), (False, 3), (True, 0), (True, 3), (True, 9)])
 def test_visible_scores_are_those_of_the_mask(causal, window):
     visible = [
         1
         for query in range(7)
         for key in range(7)
-        if not causal or (key <= query and (window == 0 or query - key < window))
+        if (key <= query or not causal) and (window == 0 or abs(query - key) < window)
     ]
     assert visible_scores(7, causal, window) == len(visible)
 
@@ -69,6 +70,7 @@ def test_visible_scores_are_those_of_the_mask(causal, window):
         ("bge-reranker-base", {}),
         ("bge-reranker-large", {}),
         ("bge-reranker-v2-m3", {}),
+        ("jinaai/jina-reranker-v1-turbo-en", {}),
         ("bge-reranker-v2-gemma", {}),
         ("bge-reranker-v2-minicpm-layerwise", {"cutoff_layers": [28]}),
         (
@@ -80,7 +82,7 @@ def test_visible_scores_are_those_of_the_mask(causal, window):
 def test_the_count_is_that_of_the_traced_model(name, arguments):
     """All products but those of heads and of compression, at the published sizes."""
     scorer = abstract_scorer(find_spec(name, **arguments), find_topology("cpu:1"))
-    sizes = sizes_of(scorer.spec.config)
+    sizes = sizes_of(scorer.spec.config, scorer.spec.readout)
     weights = [each for each in scorer.params.values() if len(each.shape) == 3]
     assert (sizes.key_value_weights + sizes.other_weights) * sizes.layers == sum(math.prod(w.shape) for w in weights)
 
@@ -90,7 +92,7 @@ def test_the_count_is_that_of_the_traced_model(name, arguments):
     readout, compression = prepared.call.static(shape)
     compressed = compression.at if compression else ()
     assert (compressed != ()) == ("compress_layers" in arguments)
-    expected = shape.rows * count_work(sizes, shape.length, readout.layers[-1], compressed, all_scores).operations
+    expected = shape.rows * count_work(sizes, shape.length, readout.layers[-1], compressed, scores_of).operations
     found = products(scorer.trace(shape, (readout, compression)).jaxpr, 1)
     assert expected <= found
     assert found == pytest.approx(expected, rel=1e-3)

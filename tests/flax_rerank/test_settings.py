@@ -183,7 +183,7 @@ def test_a_new_prompt_is_one_entry_of_the_table(monkeypatch, reranker, tmp_path)
 
 
 def test_an_unknown_prompt_format_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="prompt_format 'nothing' is not one of pair, flag-llm"):
+    with pytest.raises(ValueError, match="prompt_format 'nothing' is not one of pair, texts, flag-llm"):
         FlaxAutoReranker.from_finetuned(str(CASES / "decoder-qwen2"), prompt_format="nothing")
 
 

@@ -58,7 +58,7 @@ def decoder_config(**switches):
 def module_of(config):
     """An abstract model, and its readout."""
     encoder = isinstance(config, EncoderConfig)
-    readout = Readout("first", "dense_tanh", (2,), (0,)) if encoder else Readout("last", "tied", (2,), (0,), (5,))
+    readout = Readout("first", "dense", (2,), (0,)) if encoder else Readout("last", "tied", (2,), (0,), (5,))
     return nnx.eval_shape(lambda: (Encoder if encoder else Decoder)(config, readout, FLOAT32)), readout
 
 
@@ -224,6 +224,8 @@ TABLE = (Shape(8, 128),)
             for name in (
                 "encoder-bert",
                 "encoder-xlmr",
+                "encoder-deberta-v2",
+                "encoder-modernbert-mean",
                 "decoder-gemma",
                 "decoder-gemma2",
                 "decoder-llama",
@@ -232,6 +234,7 @@ TABLE = (Shape(8, 128),)
                 "decoder-qwen3",
                 "layerwise-minicpm",
                 "lightweight-gemma2",
+                "seqcls-llama",
             )
         ),
     ],

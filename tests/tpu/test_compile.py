@@ -27,6 +27,8 @@ ARGUMENTS = {
     LIGHTWEIGHT: {"cutoff_layers": [25], "compress_layers": [8], "compress_ratio": 2},
 }
 TOPOLOGIES = ("v5e:2x2", "v5e:2x4", "v6e:2x2")
+# One decoder with a template, which differs from the others in little.
+QWEN = ("Qwen/Qwen3-Reranker-4B", "v5e:2x4")
 MEMORY = {"v5e": 15.75 * GIB, "v6e": 31.25 * GIB}
 
 
@@ -48,7 +50,9 @@ def expected_mesh(name, topology):
 
 
 # Of a module, so that the tests of a program come one after the other and compile it once.
-@pytest.fixture(scope="module", params=[(name, topology) for name in MODELS for topology in TOPOLOGIES], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[*((name, topology) for name in MODELS for topology in TOPOLOGIES), QWEN], ids="-".join
+)
 def compiled(request):
     name, topology = request.param
     # On v6e the bound of the encoders is not the matrix products, and the plan tries all meshes: once will do.

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 from reference_cases import CASES
@@ -51,14 +52,16 @@ def test_every_case_would_load_and_no_weight_is_read(monkeypatch, name):
     monkeypatch.setattr(SafetensorsFiles, "read", read)
     found = inspect_folder(CASES / name)
     assert found.reasons == []
-    tensors = load_file(CASES / name / "model.safetensors")
+    files = [file for file in (CASES / name).rglob("*.safetensors") if "adapter" not in file.name]
+    tensors = {(file, tensor): array for file in files for tensor, array in load_file(file).items()}
     config = json.loads((CASES / name / "config.json").read_text())
     assert found.facts["format"] == "PyTorch"
     assert found.facts["architecture"] == config["architectures"][0]
     assert found.facts["parameters"] == sum(tensor.size for tensor in tensors.values())
-    assert found.facts["dtypes"] == {"float32": len(tensors)}
+    assert found.facts["dtypes"] == Counter(str(tensor.dtype) for tensor in tensors.values())
     assert found.facts["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
     fields = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    fields = ("n_layers", "dim", "n_heads", "vocab_size") if name == "encoder-distilbert" else fields
     facts = ("layers", "hidden_size", "attention_heads", "vocabulary")
     assert [found.facts[fact] for fact in facts] == [config[field] for field in fields]
 
@@ -141,8 +144,6 @@ def test_the_name_and_the_config_are_both_shown(torch):
     assert found.facts["class_by_name"] == "FlaxLLMReranker"
     assert found.facts["class_by_config"] == "FlaxReranker"
     assert "is a reranker of the kind encoder-only-base, not decoder-only-base" in found.reasons[0]
-    folder = folder.rename(folder.with_name("jina-reranker-v2-base-multilingual"))
-    assert "rotary positions, which is not supported yet" in inspect_folder(folder).reasons[0]
 
 
 def test_shards_are_listed_and_a_missing_one_is_named(converted, tmp_path, capsys):
@@ -255,3 +256,20 @@ def test_the_command_prints_for_people_and_for_machines(capsys):
     assert main(["inspect", folder, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["parameters"], found["loads"], found["reasons"]) == (57089, True, [])
+
+
+@pytest.mark.parametrize(
+    ("mark", "truncation"),
+    [
+        ({}, "only_second"),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "longest_first"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "longest_first"),
+    ],
+)
+def test_texts_are_cut_as_by_the_library_that_published_the_checkpoint(tmp_path, mark, truncation):
+    folder = shutil.copytree(CASES / "encoder-bert", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | mark))
+    assert inspect_folder(folder).facts["truncation"] == truncation
+    convert(str(folder), tmp_path / "flax")
+    assert inspect_folder(tmp_path / "flax").facts["truncation"] == truncation

@@ -164,9 +164,9 @@ def test_a_sliding_window_hides_what_is_further_back():
         assert difference > 1e-4 if seen else difference == 0
 
 
-@pytest.mark.parametrize("changes", [{"position": "first"}, {"head": "dense_tanh"}], ids=["position", "head"])
-def test_a_readout_of_an_encoder_is_refused(changes):
-    with pytest.raises(NotImplementedError, match="a decoder scores its last token by a linear or tied head"):
+@pytest.mark.parametrize("changes", [{"position": "mean"}, {"head": "dense"}], ids=["position", "head"])
+def test_means_and_dense_heads_of_several_layers_are_refused(changes):
+    with pytest.raises(NotImplementedError, match="means and dense heads are those of the last layer alone"):
         Decoder(DecoderConfig(**LLAMA), replace(HEADS, **changes), FLOAT32)
 
 

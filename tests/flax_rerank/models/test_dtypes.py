@@ -41,7 +41,7 @@ DECODER = DecoderConfig(
     query_key_value_bias=True,
 )
 MODELS = {
-    "encoder": (Encoder, ENCODER, Readout("first", "dense_tanh", layers=(2,), heads=(0,))),
+    "encoder": (Encoder, ENCODER, Readout("first", "dense", layers=(2,), heads=(0,))),
     "decoder": (Decoder, DECODER, Readout("last", "linear", layers=(1, 2), heads=(0, 1))),
 }
 BATCH = (

@@ -26,7 +26,7 @@ BERT = {
     "position_offset": 0,
 }
 ROBERTA = BERT | {"type_vocab_size": 1, "position_offset": 2}
-FIRST = Readout("first", "dense_tanh", layers=(3,), heads=(0,))
+FIRST = Readout("first", "dense", layers=(3,), heads=(0,))
 LENGTHS = np.array([17, 24, 5], np.int32)
 STARTS = np.array([6, 9, 3], np.int32)
 
@@ -110,7 +110,10 @@ def test_where_the_passage_starts_matters_only_with_token_types():
 
 def test_an_encoder_has_one_readout_and_no_compression():
     config, dtypes = EncoderConfig(**BERT), DTypes(np.float32, np.float32)
-    with pytest.raises(NotImplementedError, match="an encoder scores its last layer's first token by dense_tanh"):
+    with pytest.raises(
+        NotImplementedError,
+        match="an encoder scores its last layer's first token, or the mean of all, by a dense head",
+    ):
         Encoder(config, replace(FIRST, position="last"), dtypes)
     encoder = Encoder(config, FIRST, dtypes)
     with pytest.raises(ValueError, match="an encoder scores after its last layer, 3, by its own readout"):

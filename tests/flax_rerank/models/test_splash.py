@@ -26,7 +26,7 @@ def dense_mask(length, causal, window, lengths):
     back = position[:, None] - position[None]
     mask = (back >= 0)[None] if causal else np.ones((1, length, length), bool)
     if window:
-        mask = mask & (back < window)
+        mask = mask & (np.abs(back) < window)
     if lengths is not None:
         mask = mask & (position[None, None] < np.asarray(lengths)[:, None, None])
     return jnp.asarray(mask)
@@ -40,6 +40,7 @@ def difference(length, heads, kv_heads, size, *, causal, window=0, lengths=None,
     kernel = jax.jit(partial(splash_attention, lengths=lengths, **switches))(*arrays)
     assert kernel.dtype == plain.dtype
     assert kernel.shape == plain.shape
+    assert np.isfinite(np.asarray(kernel, np.float32)).all()
     real = np.full(2, length) if lengths is None else np.asarray(lengths)
     return max(
         float(np.abs(np.asarray(a[:end], np.float32) - np.asarray(b[:end], np.float32)).max())
@@ -60,6 +61,10 @@ def test_causal_with_softcap_and_grouped_heads_of_256(dtype):
 
 def test_a_window_over_several_blocks():
     assert difference(700, 2, 1, 64, causal=True, window=100) < 1e-5
+
+
+def test_a_window_to_both_sides_is_finite_in_the_padding():
+    assert difference(700, 2, 2, 64, causal=False, window=65, lengths=jnp.asarray([700, 200])) < 1e-5
 
 
 def test_each_device_of_a_mesh_has_its_rows_and_heads():

@@ -6,7 +6,8 @@ import sys
 import pytest
 from compiled_programs import flops_of
 
-from flax_rerank.operations import Sizes, all_scores, count_work
+from flax_rerank.models.attention import scores_of
+from flax_rerank.operations import Sizes, count_work
 from flax_rerank.planning import hlo
 from flax_rerank.planning import plan as planning
 from flax_rerank.planning.plan import make_plan, nearest_that_fits, sensible_meshes
@@ -71,7 +72,7 @@ def test_a_mesh_that_splits_nothing_saves_nothing():
 def test_the_job_takes_as_long_as_its_steps(small):
     plan = make_plan(small(max_length=LENGTH), find_topology("h100:8"), longest(10**6), price=2.0)
     ((step, per_pair),) = plan.best.steps.values()
-    work = count_work(SIZES, LENGTH, count_scores=all_scores)
+    work = count_work(SIZES, LENGTH, count_scores=scores_of)
     assert step.flops == work.operations * step.shape.rows / 8
     assert step.limits["matrix"] == step.flops / CHIPS["h100"].flops
     assert (

@@ -206,6 +206,33 @@ def test_the_truncation_of_every_pair_is_known(tokenized):
     assert pairs.truncated.tolist() == [False, True, True, False, True, False, True]
 
 
+@pytest.mark.parametrize("room", range(2, 12))
+def test_longest_first_cuts_as_the_tokenizers_library_does(bert, room):
+    lengths = range(15)
+    pairs = [(words(q), words(p, 5)) for q in lengths for p in lengths]
+    backend = Backend.from_str(bert.spec.tokenizer.backend.to_str())
+    backend.enable_truncation(room + 3, strategy="longest_first")
+    template = bert.spec.template(replace(bert.settings, max_length=room + 3, truncation="longest_first"))
+    found = tokenize(pairs, bert.spec.tokenizer, template, query_instruction=PLAIN, passage_instruction=PLAIN)
+    assert [found.ids(i).tolist() for i in range(len(pairs))] == [backend.encode(*pair).ids for pair in pairs]
+    assert found.truncated.tolist() == [q + p > room for q in lengths for p in lengths]
+
+
+def test_longest_first_cuts_the_query_first_where_its_length_is_given(bert):
+    settings = replace(bert.settings, max_length=16, truncation="longest_first", query_max_length=4)
+    template = bert.spec.template(settings)
+    pairs = [(words(9), words(5)), (words(9), words(20))]
+    found = tokenize(pairs, bert.spec.tokenizer, template, query_instruction=PLAIN, passage_instruction=PLAIN)
+    assert found.query_lengths.tolist() == [4, 4]
+    assert found.passage_lengths.tolist() == [5, 9]
+    assert found.truncated.tolist() == [True, True]
+
+
+def test_longest_first_without_room_for_both_texts_is_refused(bert):
+    with pytest.raises(ValueError, match=r"pair 0: no token of the passage is left.* may have 0"):
+        bert.compute_score([("panda", "tutor")], max_length=3, truncation="longest_first")
+
+
 def test_a_checkpoint_that_cuts_on_the_left_keeps_the_ends(tokenized, tmp_path):
     folder = shutil.copytree(CASES / "encoder-bert", tmp_path / "model")
     settings = json.loads((folder / "tokenizer_config.json").read_text())

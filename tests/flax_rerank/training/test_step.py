@@ -120,6 +120,13 @@ def test_gradients_reach_every_parameter_of_an_encoder(encoder):
     assert_reaches(encoder[1])
 
 
+@pytest.mark.parametrize("case", ["encoder-modernbert-mean", "encoder-jina-v1"])
+def test_gradients_reach_every_parameter_of_other_encoders(case):
+    run = Run(case)
+    run.step(make_batch())
+    assert_reaches(run.gradient())
+
+
 @pytest.mark.parametrize(("case", "compression"), [("decoder-llama", None), ("lightweight-gemma2", COMPRESSION)])
 def test_gradients_reach_every_parameter_of_a_decoder(case, compression):
     run = Run(case)
