@@ -44,6 +44,10 @@ def _each(kind: Kind, *names: str) -> dict[str, Kind]:
     return dict.fromkeys(names, kind)
 
 
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(_real(0, 1e6).holds(each) for each in value.values())
+
+
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
@@ -52,6 +56,7 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool), False)
 TEXT = Kind("a string", lambda value: isinstance(value, str), "")
 TEXTS = Kind("a list of strings", _is_texts, ())
 OBJECT = Kind("an object", lambda value: isinstance(value, dict), {})
+NUMBERS = Kind("an object of finite numbers", _is_numbers, {})
 LABELS = Kind("an object or a list", lambda value: isinstance(value, dict | list), ())
 
 KINDS: Mapping[str, Kind] = {
@@ -70,6 +75,9 @@ KINDS: Mapping[str, Kind] = {
     **_each(_real(1e-6, 1e6), "attn_logit_softcapping", "final_logit_softcapping"),
     **_each(FLAG, "attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"),
     **_each(FLAG, "layer_wise", "head_multi"),
+    **_each(_real(0, 1e6), "lora_alpha"),  # this and the next two in adapter_config.json
+    **_each(FLAG, "use_rslora"),
+    **_each(NUMBERS, "alpha_pattern", "rank_pattern"),
     **_each(TEXT, "hidden_act", "hidden_activation", "rope_type", "type", "model_type"),
     **_each(TEXTS, "layer_types", "architectures"),
     **_each(OBJECT, "rope_scaling", "rope_parameters"),

@@ -51,7 +51,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
             raise ValueError("it lists no files")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(folder, [f"{MANIFEST} is damaged ({error})"]) from error
     return manifest
 

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import signal
 import sys
 from dataclasses import fields
 
@@ -13,7 +12,18 @@ from flax_rerank.jobs.score import score_files
 from flax_rerank.jobs.summary import in_words
 
 GROUPS = {
-    "input": ["input", "query_field", "passage_field", "run", "queries", "corpus", "beir", "top_k"],
+    "input": [
+        "input",
+        "query_field",
+        "passage_field",
+        "run",
+        "queries",
+        "corpus",
+        "beir",
+        "top_k",
+        "max_line_bytes",
+        "max_text_chars",
+    ],
     "output": ["output", "format", "tag", "overwrite"],
     "job": ["shard_rows", "strict", "warmup", "compile_cache", "show_progress_bar"],
 }
@@ -42,13 +52,8 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="flax-rerank: %(message)s")
     logging.getLogger("flax_rerank").setLevel(logging.INFO)
     options = JobOptions(**given(args, JobOptions))
-    try:
-        with naming_options(args.model):
-            result = score_files(args.model, options, model_class=args.model_class, **given_settings(args))
-    except SystemExit:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # a second one would end the process with another code
-        raise
+    with naming_options(args.model):
+        result = score_files(args.model, options, model_class=args.model_class, **given_settings(args))
     if result.summary is not None:
         print(in_words(result.summary), file=sys.stderr)
         if not result.complete:

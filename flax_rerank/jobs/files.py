@@ -67,8 +67,11 @@ def open_input(path: str) -> io.BufferedIOBase:
     compression = compression_of(path)
     if compression == ".zst":
         import_pyarrow(path)  # before there is a file to close
-    raw = open_raw(path)
-    return io.BufferedReader(_Decompressed(path, raw), BLOCK) if compression else raw
+    raw: Any = open_raw(path)
+    if compression:
+        raw = _Decompressed(path, raw)
+    # Files behind URLs have no `readline` with a limit.
+    return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, BLOCK)
 
 
 @contextmanager

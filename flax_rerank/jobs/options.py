@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
+from flax_rerank.jobs.sources.records import Limits
+
 STANDARD_STREAM = "-"
 PATHS = ("run", "queries", "corpus", "beir", "output", "compile_cache")
-POSITIVE = ("top_k", "shard_rows", "num_shards", "num_processes", "ray_actors")
+POSITIVE = ("top_k", "max_line_bytes", "max_text_chars", "shard_rows", "num_shards", "num_processes", "ray_actors")
 
 
 def _option(text: str, default: Any = None, metavar: str | None = None, **more: Any) -> Any:
@@ -41,6 +43,8 @@ class JobOptions:
     corpus: str | None = _option("the texts of the run's passages, .jsonl (BEIR) or .tsv", metavar="FILE")
     beir: str | None = _option("a BEIR folder, instead of queries and corpus", metavar="DIR")
     top_k: int = _option("passages to rerank for each query of the run", 100, "N")
+    max_line_bytes: int = _option("a longer line of an input is rejected", Limits.line_bytes, "N")
+    max_text_chars: int = _option("a longer query or passage is rejected", Limits.text_chars, "N")
 
     output: str = _option(
         'a .jsonl (.gz, .zst), .parquet or .trec file: the input with "score" (with several cutoff layers "score_8", '

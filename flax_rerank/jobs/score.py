@@ -86,7 +86,7 @@ def job_of(model: str, options: JobOptions, settings: Mapping[str, Any], stack: 
         if value is not None and name not in NOT_IN_MANIFEST
     }
     names = ("query_field", "passage_field") if options.run is None else ("top_k", "tag")
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in (*names, "max_line_bytes", "max_text_chars")}
     return Job(
         source=source,
         format=output,

@@ -180,6 +180,7 @@ def test_overwrite_replaces_the_whole_folder(reranker, folder):
         ('{"format": "flax-rerank"}', "notes.txt", "it holds notes.txt"),
         ('{"format": "flax-rerank"}', "src/main.py", "it holds src"),
         ('{"format": "flax-rerank"}', "tokenizer.json/mine.txt", "it holds tokenizer.json"),
+        ('{"format": "flax-rerank"}', "params/train.py", "no manifest.json in"),
     ],
 )
 def test_a_folder_that_is_not_a_checkpoint_alone_is_never_replaced(reranker, tmp_path, config, entry, named):
@@ -194,6 +195,13 @@ def test_a_folder_that_is_not_a_checkpoint_alone_is_never_replaced(reranker, tmp
         convert(str(CASES / "encoder-bert"), out, overwrite=True)
     assert (out / entry).read_text() == "keep"
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_file_among_the_parameters_that_the_manifest_does_not_list_is_kept(reranker, folder):
+    (folder / "params" / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match=r"it holds params/mine\.txt, which is not in its manifest\.json"):
+        reranker("encoder-bert").save(folder, overwrite=True)
+    assert (folder / "params" / "mine.txt").read_text() == "keep"
 
 
 def test_through_a_link_the_folder_is_replaced_and_the_link_stays(reranker, folder):

@@ -314,7 +314,7 @@ def test_another_job_is_refused_with_what_differs(tmp_path, bert, capsys, name):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     write_pairs(tmp_path / "pairs.jsonl", [("c", "d")])
     assert score(BERT, source, target) == 1
-    assert 'input is "' in capsys.readouterr().err
+    assert f"input file {source} was changed" in capsys.readouterr().err
     assert bert.loads == []
     assert score(BERT, source, target, "--overwrite", "--max-length", "64") == 0
     (made,) = (tmp_path / "folder" / "parts").iterdir() if name == "folder" else [target]
@@ -536,7 +536,7 @@ def no_rows(path):
         ("pairs.parquet", missing, "No such file"),
         ("pairs.parquet", no_parquet, "Parquet"),
         ("pairs.parquet", no_column, 'has no column "passage", only query, text'),
-        ("pairs.parquet", no_strings, 'the column "passage" holds no strings but int64'),
+        ("pairs.parquet", no_strings, 'the column "passage" holds int64, not strings'),
         ("pairs.parquet", no_rows, "holds no rows"),
     ],
 )
@@ -604,7 +604,7 @@ def test_input_and_output_must_differ(tmp_path, no_model, capsys):
         ("--run FILE --beir FILE --queries FILE --corpus FILE", "a run needs its texts"),
         ("--run FILE --beir nowhere", "no queries.jsonl in nowhere"),
         ("--input - FILE", "standard input comes alone"),
-        ("--input FILE a.parquet", "are of two kinds"),
+        ("--input FILE a.parquet", "have different formats"),
         ("--input FILE --output o.jsonl --format parquet", "the name o.jsonl says its format"),
         ("--input FILE --output o.trec", "o.trec: a TREC run is made from a TREC run, not from pairs"),
         ("--input FILE --output o.jsonl --num-shards 2 --shard-index 0", "2 processes cannot write one file"),

@@ -262,6 +262,7 @@ def test_what_is_not_a_name_is_refused(name, error):
         ({"scoring": {"max_length": "64"}}, "scoring: max_length is '64'; it must be int"),
         ({"scoring": {"max_lenght": 64}}, "scoring: .*max_lenght"),
         ({"scoring": {"query_instruction_format": "{0.__class__}"}}, "scoring: query_instruction_format: the format"),
+        ({"scoring": {"passage_instruction_format": "{}{:>2000000000}"}}, "passage_instruction_format: the format"),
     ],
 )
 def test_a_flax_config_that_is_damaged_names_the_field(tmp_path, reranker, changes, named):
