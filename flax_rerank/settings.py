@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_rerank.field_types import check_field_types
 from flax_rerank.sharding import DEFAULT_RULES, Devices, MeshShape, ShardingRules
-from flax_rerank.text.prompts import Instruction, PromptFormat
+from flax_rerank.text.prompts import Instruction, PromptFormat, refuse_surrogates
 
 CutoffLayers = int | Sequence[int] | None
 
@@ -103,6 +103,10 @@ class CallSettings:
 
     def __post_init__(self) -> None:
         check_field_types(self)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.metadata["kept"] and isinstance(value, str):
+                refuse_surrogates(field.name, value)
         for name in ("batch_size", "max_length", "query_max_length"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:

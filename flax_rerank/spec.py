@@ -86,6 +86,12 @@ class Spec:
         """
         prompt = settings.prompt if isinstance(settings, LLMSettings) else None
         template = self.prompt_format.template(self.tokenizer, settings.max_length, settings.query_tokens, prompt)
+        largest = max((*template.prefix, *template.middle, *template.suffix), default=0)
+        if largest >= self.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer of {self.name} puts the token {largest} around texts; the model has "
+                f"{self.config.vocab_size} embeddings (vocab_size)"
+            )
         positions = self.config.max_length
         if positions is not None and template.max_tokens > positions:
             raise ValueError(
@@ -185,7 +191,7 @@ def describe(
         warn_caller("passage_max_length has no effect, here as in FlagEmbedding: max_length bounds the pair")
     adapter = getattr(given, "peft_path", None)
     if adapter is not None and is_flax:
-        raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
+        raise ValueError(f"{folder} is a Flax checkpoint: merge the adapter when its source is converted")
     shape, readout = convert.family_of(hf).architecture(HFConfig(hf))
     largest = max(tokenizer.backend.get_vocab().values(), default=0)
     if largest >= shape.vocab_size:
@@ -265,7 +271,7 @@ def _answers(prompt_format: PromptFormat, tokenizer: Tokenizer) -> tuple[int, ..
             continue
         pieces = tokenizer.encode(answer).tolist()
         if not pieces:
-            raise ValueError(f"the tokenizer makes no token of {answer!r}")
+            raise ValueError(f"the tokenizer gives no token for {answer!r}")
         if len(pieces) > 1:
             warn_caller(f"{answer!r} is {len(pieces)} tokens to this tokenizer; the score is the logit of the first")
         tokens.append(pieces[0])

@@ -113,7 +113,7 @@ def concatenate(parts: Sequence[str], path: str) -> None:
     """Write one file with the bytes of all parts. Raises ValueError if they are not compressed as `path` is."""
     for part in parts:
         if compression_of(part) != compression_of(path):
-            raise ValueError(f"{part} and {path} are not compressed alike")
+            raise ValueError(f"{part} and {path} are compressed in different ways")
     with open_output(path, raw=True) as sink:
         for part in parts:
             with open_raw(part) as source:

@@ -75,7 +75,7 @@ class Format:
         try:
             schema = unify_schemas({part: schema_of(part) for part in parts})
         except ValueError as error:
-            raise ValueError(f"{error}. The parts make no one file: write JSON lines, or into a folder") from error
+            raise ValueError(f"{error}. The parts cannot be joined: write JSON lines, or a folder of parts") from error
         with (
             files.open_output(path) as sink,
             pq.ParquetWriter(sink, schema, compression=PARQUET_COMPRESSION) as writer,
@@ -132,7 +132,7 @@ def _run_lines(rows: Sequence[Row], scores: Mapping[str, np.ndarray], tag: str) 
     queries: dict[str, list[tuple[float, str]]] = {}
     for row, score in zip(rows, values.tolist(), strict=True):
         if "qid" not in row.record or "docid" not in row.record:
-            raise ValueError(f"row {row.number} has no qid and docid: a TREC run is made from a TREC run")
+            raise ValueError(f"row {row.number} has no qid and docid: only a TREC run can be written as one")
         queries.setdefault(row.record["qid"], []).append((score, row.record["docid"]))
     for qid, passages in queries.items():
         passages.sort(key=lambda passage: -passage[0])

@@ -57,12 +57,14 @@ def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
         output = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='flax-rerank-'))}/scores.{kind}"
     elif not SUFFIX.search(os.path.basename(output)):
         if os.path.isfile(output):
-            raise NotADirectoryError(f"{output} is a file, and its name says no format that is known: give a folder")
+            raise NotADirectoryError(
+                f"{output} is a file whose name has no known suffix: give a folder, or a known suffix"
+            )
         if os.path.splitext(os.path.basename(output))[1]:
             format_of(output)  # raises with the known suffixes
         return files.absolute(output), None
     elif options.format is not None:
-        raise ValueError(f"the name {output} says its format: format is for a folder or for standard output")
+        raise ValueError(f"the suffix of {output} says the format: give format only for a folder or standard output")
     elif os.path.isdir(output):
         raise IsADirectoryError(f"{output} is a directory, not a file")
     return files.absolute(f"{output}.job"), output
@@ -74,7 +76,7 @@ def format_for(file: str | None, options: JobOptions, source: Source, scores: in
     schema = source.schema() if isinstance(source, ParquetSource) else None
     chosen = format_of(file or f".{options.format or 'jsonl'}", schema=schema, tag=options.tag)
     if chosen.is_run and not isinstance(source, TrecSource):
-        raise ValueError(f"{options.output}: a TREC run is made from a TREC run, not from pairs")
+        raise ValueError(f"{options.output}: pairs cannot be written as a TREC run; rerank a TREC run (run)")
     if chosen.is_run and scores > 1:
         raise ValueError(f"a TREC run has one score: give one of the {scores} cutoff_layers")
     if isinstance(source, ParquetSource) and chosen.suffix != PARQUET:

@@ -157,7 +157,7 @@ def strangers(job: Job) -> list[str]:
 def remove_folder(job: Job) -> None:
     """Remove the folder of a finished job, unless somebody put something else into it."""
     if others := strangers(job):
-        logger.warning("%s stays: it holds %s", job.folder, ", ".join(others[:3]))
+        logger.warning("%s is not removed: it holds %s", job.folder, ", ".join(others[:3]))
     else:
         files.remove(job.folder)
 

@@ -38,7 +38,9 @@ def changed_weights(job: Job, recorded: Mapping[str, Record]) -> list[str]:
     touched = {}
     for name in recorded.keys() & found.keys():
         if stats[name]["bytes"] != recorded[name]["bytes"]:
-            changes.append(f"{name} has {stats[name]['bytes']:,} bytes instead of {recorded[name]['bytes']:,}")
+            changes.append(
+                f"{name} was changed (size {stats[name]['bytes']:,} instead of {recorded[name]['bytes']:,})"
+            )
         elif stats[name]["modified"] != recorded[name]["modified"]:
             touched[name] = found[name]
     changes += [

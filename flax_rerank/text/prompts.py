@@ -42,6 +42,10 @@ class PromptFormat:
         check_field_types(self)
         for name in ("prefix", "middle", "suffix"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, as JSON has it
+            for piece in getattr(self, name):
+                refuse_surrogates(f"prompt_format: {name}", piece)
+        for name in ("prompt", "positive", "negative"):
+            refuse_surrogates(f"prompt_format: {name}", getattr(self, name) or "")
 
     def template(
         self, tokenizer: Tokenizer, max_length: int, query_max_length: int, prompt: str | None = None
@@ -82,6 +86,14 @@ class PromptFormat:
         if bos is None or (self.special_tokens == "bos_unless_pad" and bos == tokenizer.pad_token_id):
             return ()
         return (bos,)
+
+
+def refuse_surrogates(name: str, text: str) -> None:
+    """Raise ValueError if a text has a lone surrogate, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds a lone surrogate, {text[error.start]!a}") from error
 
 
 _FLAG = PromptFormat(

@@ -53,6 +53,13 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
 
 
+def test_a_tokenizer_that_is_not_that_of_the_manifest_is_refused(folder):
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b'"the"', b'"The"'))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged: its sha256 is"):
+        load(folder)
+
+
 def change_config(folder, **changes):
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))

@@ -210,6 +210,7 @@ def test_an_unknown_prompt_format_is_refused_with_the_choices():
         ("prompt", b"x", "str or None"),
         ("use_bf16", "yes", "bool"),
         ("mesh", 3, "str or Mapping or Mesh or None"),
+        ("cutoff_layers", np.array(2), "int or a list of int or None"),
     ],
 )
 def test_a_setting_of_another_type_is_named_with_its_value(name, value, must):
@@ -243,6 +244,17 @@ def test_a_number_out_of_range_is_named_with_its_value(name, value):
 def test_a_format_takes_the_instruction_and_the_text_only(format_):
     with pytest.raises(ValueError, match=r"passage_instruction_format: the format .* takes \{\} for the instruction"):
         EncoderSettings(passage_instruction_format=format_)
+
+
+@pytest.mark.parametrize("name", ["query_instruction_for_rerank", "passage_instruction_format", "prompt"])
+def test_a_text_that_no_tokenizer_takes_is_named(name):
+    with pytest.raises(ValueError, match=rf"^{name} holds a lone surrogate, '.ud800'"):
+        LightweightSettings(**{name: "{}{}\ud800"})
+
+
+def test_a_prompt_format_that_no_tokenizer_takes_is_named():
+    with pytest.raises(ValueError, match=r"^prompt_format: middle holds a lone surrogate"):
+        prompts.PromptFormat(middle=("\ud800",))
 
 
 @pytest.mark.parametrize(("name", "error"), [("", ValueError), ("  ", ValueError), (None, TypeError), (7, TypeError)])

@@ -78,7 +78,7 @@ def open_parquet(file: str) -> "Iterator[pq.ParquetFile]":
     with files.open_raw(file) as stream:
         try:
             table = pq.ParquetFile(stream, buffer_size=files.BLOCK, pre_buffer=False, page_checksum_verification=True)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is not a Parquet file: {error}") from error
         yield table
 

@@ -119,7 +119,7 @@ def _parse(line: bytes) -> tuple[str, str, int, float]:
     """Query id, document id, rank and score of a line."""
     columns = line.decode("utf-8").split()
     if len(columns) != 6:
-        raise ValueError(f"{len(columns)} columns where there should be 6: qid Q0 docid rank score tag")
+        raise ValueError(f"the number of columns is {len(columns)}; it must be 6: qid Q0 docid rank score tag")
     qid, _, docid, rank, score, _ = columns
     try:
         number, value = int(rank), float(score)

@@ -40,7 +40,7 @@ def read_texts(path: str, *, titles: bool, limits: Limits) -> Iterator[tuple[int
                         continue
                 if len(cells) != len(columns):
                     names = ", ".join(columns)
-                    raise ValueError(f"{len(cells)} columns where there should be {len(columns)}: {names}")
+                    raise ValueError(f"the number of columns is {len(cells)}; it must be {len(columns)}: {names}")
                 row = dict(zip(columns, cells, strict=True))
             yield number, row["id"], f"{row.get('title', '')} {row['text']}".strip() if titles else row["text"]
         except ValueError as error:

@@ -184,7 +184,9 @@ def test_other_weights_are_refused_by_the_name_of_their_file(make_job, name):
     ):
         run(fake)
     path.write_bytes(b"x")
-    with pytest.raises((ValueError, FileExistsError), match=r"model\.safetensors has 1 bytes instead of 9,437,184"):
+    with pytest.raises(
+        (ValueError, FileExistsError), match=r"model\.safetensors was changed \(size 1 instead of 9,437,184\)"
+    ):
         run(fake)
     path.unlink()
     (Path(fake.job.model) / "model-1.safetensors").write_bytes(b"")

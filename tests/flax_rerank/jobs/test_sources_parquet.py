@@ -1,6 +1,7 @@
 """Parquet: shards across row groups, columns checked before anything is scored."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -129,6 +130,13 @@ def test_a_corrupt_page_is_named_by_file_rows_and_column(tmp_path, checksum):
     rows = source.read(source.shards(100)[0])
     with pytest.raises(ValueError, match=r"a\.parquet: rows 9 to 16 cannot be read, because of the columns passage: "):
         list(rows)
+
+
+def test_a_damaged_name_of_a_column_is_named_by_file(tmp_path):
+    path = Path(write(tmp_path / "a.parquet"))
+    path.write_bytes(path.read_bytes().replace(b"passage", b"passag\xf0"))
+    with pytest.raises(ValueError, match=r"a\.parquet is not a Parquet file"):
+        ParquetSource([str(path)]).shards(10)
 
 
 def test_a_long_text_of_a_table_is_rejected(tmp_path):

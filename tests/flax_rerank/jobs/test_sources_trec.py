@@ -150,12 +150,15 @@ def test_a_long_line_stops_and_a_long_text_is_rejected(make):
     ("change", "reason"),
     [
         ({"run": "\n"}, r"run\.txt holds no rows"),
-        ({"run": "q1 Q0 d1 1 1.0\n"}, r"run\.txt:1: 5 columns where there should be 6: qid Q0 docid rank score tag"),
+        (
+            {"run": "q1 Q0 d1 1 1.0\n"},
+            r"run\.txt:1: the number of columns is 5; it must be 6: qid Q0 docid rank score tag",
+        ),
         ({"run": RUN + "q1 Q0 d5 1 nan t\n"}, r"run\.txt:8: rank 1 and score nan: they must be"),
         ({"run": "q1 Q0 d1 first 1.0 t\n"}, r"run\.txt:1: rank first and score 1\.0: they must be"),
         ({"run": RUN + "q2 Q0 d2 9 0 t\n"}, r"run\.txt:8: query 'q2' has 'd2' already, in line 2"),
         ({"queries": "q1\tfirst\n"}, r"queries\.tsv has no text for 1 query id of the run: 'q2' \(.*run\.txt:1\)"),
-        ({"queries": "q1\tfirst\nq2\n"}, r"queries\.tsv:2: 1 columns where there should be 2: id, text"),
+        ({"queries": "q1\tfirst\nq2\n"}, r"queries\.tsv:2: the number of columns is 1; it must be 2: id, text"),
         ({"queries": QUERIES + "q1\tagain\n"}, r"queries\.tsv:4: 'q1' has a text already, in line 1"),
         ({"queries": ""}, r"queries\.tsv holds no rows"),
         ({"queries_name": "queries.csv"}, r"queries\.csv: texts come from \.jsonl or \.tsv files"),
