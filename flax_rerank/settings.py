@@ -258,6 +258,10 @@ class LLMSettings(LLMCall, Settings):
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt_format, dict):  # as JSON has it
+            names = [field.name for field in fields(PromptFormat)]
+            unknown = [name for name in self.prompt_format if name not in names]
+            if unknown:
+                raise TypeError(f"prompt_format has no field {unknown[0]!r}; it has {', '.join(names)}")
             object.__setattr__(self, "prompt_format", PromptFormat(**self.prompt_format))
         super().__post_init__()
 

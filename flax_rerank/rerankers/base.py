@@ -182,7 +182,9 @@ class AbsReranker(ABC):
             TypeError: passages that have no order, or one that is not a string.
             ValueError: more than one cutoff layer, or `top_k` below 1.
         """
-        if not isinstance(passages, Iterable) or isinstance(passages, str | bytes | Mapping | Set):
+        # An array without axes has __iter__, and raises in it.
+        iterable = isinstance(passages, Iterable) and getattr(passages, "ndim", 1) > 0
+        if not iterable or isinstance(passages, str | bytes | Mapping | Set):
             raise TypeError(f"passages is a {type(passages).__name__}; it must be a sequence of strings")
         if not fits(top_k, int | None):
             raise TypeError(f"top_k is {top_k!r}; it must be int or None")

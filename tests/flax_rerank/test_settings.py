@@ -252,6 +252,12 @@ def test_a_text_that_no_tokenizer_takes_is_named(name):
         LightweightSettings(**{name: "{}{}\ud800"})
 
 
+@pytest.mark.parametrize("name", ["sufix", 1])
+def test_a_field_that_prompt_formats_do_not_have_is_named(name):
+    with pytest.raises(TypeError, match=rf"^prompt_format has no field {name!r}; it has prefix, middle, suffix"):
+        LightweightSettings(prompt_format={name: "x"})
+
+
 def test_a_prompt_format_that_no_tokenizer_takes_is_named():
     with pytest.raises(ValueError, match=r"^prompt_format: middle holds a lone surrogate"):
         prompts.PromptFormat(middle=("\ud800",))

@@ -26,12 +26,13 @@ LIMITS = Limits()
 
 def read_lines(stream: io.BufferedIOBase, limit: int) -> Iterator[bytes | ValueError]:
     """The lines of a stream with their ends; an error in the place of a line of more than `limit` bytes."""
-    while line := stream.readline(limit + 1):
-        if len(line) <= limit or line.endswith(b"\n"):
+    readline, most = stream.readline, limit + 1
+    while line := readline(most):
+        if len(line) < most or line.endswith(b"\n"):
             yield line
         else:
             while line and not line.endswith(b"\n"):
-                line = stream.readline(files.BLOCK)
+                line = readline(files.BLOCK)
             yield ValueError(f"the line has more than {limit:,} bytes (max_line_bytes)")
 
 
