@@ -46,6 +46,10 @@ def _each(kind: Kind, *names: str) -> dict[str, Kind]:
     return dict.fromkeys(names, kind)
 
 
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(_real(0, 1e6).holds(each) for each in value.values())
+
+
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
@@ -55,6 +59,7 @@ TEXT = Kind("a string", lambda value: isinstance(value, str), "")
 TEXTS = Kind("a list of strings", _is_texts, ())
 TEXT_OR_TEXTS = Kind("a string or a list of strings", lambda value: TEXT.holds(value) or TEXTS.holds(value), ())
 OBJECT = Kind("an object", lambda value: isinstance(value, dict), {})
+NUMBERS = Kind("an object of finite numbers", _is_numbers, {})
 LABELS = Kind("an object or a list", lambda value: isinstance(value, dict | list), ())
 
 KINDS: Mapping[str, Kind] = {
@@ -79,6 +84,9 @@ KINDS: Mapping[str, Kind] = {
     **_each(FLAG, "relative_attention", "position_biased_input", "share_att_key"),
     **_each(TEXT, "hidden_act", "hidden_activation", "rope_type", "type", "model_type", "activation"),
     **_each(TEXT, "pooler_hidden_act", "classifier_activation", "classifier_pooling", "activation_function"),
+    **_each(_real(0, 1e6), "lora_alpha"),  # this and the next two in adapter_config.json
+    **_each(FLAG, "use_rslora"),
+    **_each(NUMBERS, "alpha_pattern", "rank_pattern"),
     **_each(TEXTS, "layer_types", "architectures"),
     **_each(OBJECT, "rope_scaling", "rope_parameters", "modality_config", "processing_kwargs"),
     **_each(LABELS, "id2label"),

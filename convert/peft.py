@@ -1,13 +1,16 @@
 """LoRA adapters (Hu et al., 2021) in PEFT's files, merged into the tensors of their base checkpoint."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 
+from flax_rerank.convert.hf_config import fault_of
 from flax_rerank.convert.rules import TensorSource
 from flax_rerank.convert.torch_files import SafetensorsFiles
 from flax_rerank.json_files import read_object
@@ -17,6 +20,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 HEAD = "score"  # of a classifier, which the base may not have
 BASE_LAYER = ".base_layer"  # whole weights of an adapted embedding or head, which PEFT saves with the adapter
+MOST_QUANTIFIERS, MOST_CHOICES = 3, 16  # in a pattern of names
 ROWS = 1 << 14  # of an update that are multiplied at a time
 
 # Fields of adapter_config.json. Every other field must be switched off: it may change what merging means.
@@ -99,7 +103,7 @@ def with_head(hf: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
         FileNotFoundError, CheckpointError: adapter_config.json is missing or damaged.
     """
     names = hf.get("architectures") or []
-    if _read_config(folder).get("task_type") != "SEQ_CLS" or not isinstance(names, list):
+    if read_adapter_config(folder).get("task_type") != "SEQ_CLS" or not isinstance(names, list):
         return hf
     return {
         **hf,
@@ -116,17 +120,25 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
         FileNotFoundError: adapter_config.json or adapter_model.safetensors is missing.
         CheckpointError: an adapter of another kind, or one that does not fit the checkpoint; all reasons at once.
     """
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"no {WEIGHTS} in {folder}: is it the folder of a PEFT adapter?")
     adapter = SafetensorsFiles(folder, [WEIGHTS])
     faults = [
-        f"{name} = {value!r} is not supported"
+        f"{CONFIG}: {name} = {short(value)} is not supported"
         for name, value in config.items()
         if name not in HARMLESS and value not in SUPPORTED.get(name, ()) and not _off(value)
     ]
-    if not isinstance(config.get("lora_alpha"), (int, float)):
-        faults.append("lora_alpha is not a number")
+    faults += [f"{CONFIG}: {fault}" for fault in itertools.starmap(fault_of, config.items()) if fault is not None]
+    patterns = config.get("alpha_pattern")
+    if config.get("lora_alpha") is None:
+        faults.append(f"{CONFIG}: lora_alpha is missing")
+    faults += [
+        f"{CONFIG}: the name {short(key)} in alpha_pattern is not supported: it may have letters, digits, _ . - | () "
+        f"and at most {MOST_QUANTIFIERS} of * + ?"
+        for key in (patterns if isinstance(patterns, dict) else ())
+        if not _is_simple(key)
+    ]
     if faults:
         raise CheckpointError(folder, faults)
     shapes, tensors = base.shapes(), adapter.shapes()
@@ -136,9 +148,14 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
         module, kind = _parse(name)
         if kind.startswith("lora_"):
             side = "B" if "A" in kind else "A"
+            if len(shape) != 2 or 0 in shape:
+                faults.append(f"tensor {name} {list(shape)} is not a matrix")
+                continue
             partner = name.removesuffix(kind) + re.sub("[AB]", side, kind)
             if partner not in tensors:
                 faults.append(f"tensor {partner} is missing")
+            elif len(tensors[partner]) != 2:
+                continue  # a fault of its own
             elif side == "A" and shape[1] != tensors[partner][0]:
                 faults.append(f"{name} has rank {shape[1]}, {partner} has {tensors[partner][0]}")
             elif side == "A":
@@ -162,13 +179,28 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
     return MergedTensors(base, adapter, updates, replaced)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json. FileNotFoundError if there is no such file, CheckpointError if it is damaged."""
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: is it the folder of a PEFT adapter?")
     try:
         return read_object(folder / CONFIG)
     except ValueError as error:
         raise CheckpointError(folder, [str(error)]) from error
+
+
+def _is_simple(pattern: str) -> bool:
+    """Whether a regular expression is sound and cannot take forever, as one of nested quantifiers does."""
+    if (
+        not re.fullmatch(r"(\\[.d]|\[[\w-]+\]|[\w.|()^$-]|(?<!\))[*+?])*", pattern)
+        or pattern.count("|") > MOST_CHOICES
+    ):
+        return False
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return sum(map(pattern.count, "*+?")) <= MOST_QUANTIFIERS
 
 
 def _off(value: object) -> bool:

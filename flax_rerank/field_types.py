@@ -37,7 +37,7 @@ def fits(value: Any, hint: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float | np.floating) and not isinstance(value, bool) and math.isfinite(value)
     if kind in (Sequence, tuple):
-        is_list = isinstance(value, list | tuple | range | np.ndarray)
+        is_list = isinstance(value, list | tuple | range) or (isinstance(value, np.ndarray) and value.ndim > 0)
         return is_list and all(fits(each, arguments[0]) for each in value)
     return isinstance(value, kind)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_rerank.field_types import check_field_types
 from flax_rerank.sharding import DEFAULT_RULES, Devices, MeshShape, ShardingRules
-from flax_rerank.text.prompts import Instruction, PromptFormat, Truncation
+from flax_rerank.text.prompts import Instruction, PromptFormat, Truncation, refuse_surrogates
 
 CutoffLayers = int | Sequence[int] | None
 
@@ -113,6 +113,10 @@ class CallSettings:
 
     def __post_init__(self) -> None:
         check_field_types(self)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.metadata["kept"] and isinstance(value, str):
+                refuse_surrogates(field.name, value)
         for name in ("batch_size", "max_length", "query_max_length"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
@@ -271,6 +275,10 @@ class LLMSettings(LLMCall, Settings):
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt_format, dict):  # as JSON has it
+            names = [field.name for field in fields(PromptFormat)]
+            unknown = [name for name in self.prompt_format if name not in names]
+            if unknown:
+                raise TypeError(f"prompt_format has no field {unknown[0]!r}; it has {', '.join(names)}")
             object.__setattr__(self, "prompt_format", PromptFormat(**self.prompt_format))
         super().__post_init__()
 

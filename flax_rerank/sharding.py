@@ -203,9 +203,9 @@ def _find(name: str | int) -> list[jax.Device]:
         candidates = jax.local_devices(backend=platform or None)
     except RuntimeError as error:
         known = ", ".join(str(device) for device in jax.local_devices())
-        raise ValueError(f"no device {name!r} here ({error}); there are: {known}") from error
+        raise ValueError(f"devices: no device {name!r} here ({error}); there are: {known}") from error
     if not index:
         return candidates
     if not index.isdecimal() or int(index) >= len(candidates):
-        raise ValueError(f"no device {name!r} here; there are: {', '.join(map(str, candidates))}")
+        raise ValueError(f"devices: no device {name!r} here; there are: {', '.join(map(str, candidates))}")
     return [candidates[int(index)]]

@@ -93,6 +93,12 @@ class Spec:
         prompt_format = replace(self.prompt_format, truncation=self.truncation(settings))
         query_tokens = settings.query_tokens(prompt_format.truncation)
         template = prompt_format.template(self.tokenizer, settings.max_length, query_tokens, *texts)
+        largest = max((*template.prefix, *template.middle, *template.suffix), default=0)
+        if largest >= self.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer of {self.name} puts the token {largest} around texts; the model has "
+                f"{self.config.vocab_size} embeddings (vocab_size)"
+            )
         positions = self.config.max_length
         if positions is not None and template.max_tokens > positions:
             raise ValueError(
@@ -202,7 +208,7 @@ def describe(
     if given.passage_max_length is not None and chosen is not RerankerModelClass.LISTWISE:
         warn_caller("passage_max_length has no effect, here as in FlagEmbedding: max_length bounds the pair")
     if adapter is not None and is_flax:
-        raise ValueError(f"an adapter is merged at conversion: {folder} is converted already")
+        raise ValueError(f"{folder} is a Flax checkpoint: merge the adapter when its source is converted")
     shape, readout = family.architecture(HFConfig(hf))
     largest = max(tokenizer.backend.get_vocab().values(), default=0)
     if largest >= shape.vocab_size:
@@ -325,7 +331,7 @@ def _answers(prompt_format: PromptFormat, tokenizer: Tokenizer) -> tuple[int, ..
             continue
         pieces = tokenizer.encode(answer).tolist() if isinstance(answer, str) else [answer]
         if not pieces:
-            raise ValueError(f"the tokenizer makes no token of {answer!r}")
+            raise ValueError(f"the tokenizer gives no token for {answer!r}")
         if isinstance(answer, int) and tokenizer.backend.id_to_token(answer) is None:
             raise ValueError(f"the tokenizer has no token {answer}, whose logit is to make the score")
         if len(pieces) > 1 and prompt_format.whole_answers:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flax_rerank.checkpoint.manifest import MANIFEST
+from flax_rerank.checkpoint.manifest import MANIFEST, files_in, read_manifest
 from flax_rerank.json_files import read_object
 from flax_rerank.params import CheckpointError
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
@@ -43,13 +43,24 @@ def require_known_format(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise FileExistsError if `path` exists and may not be replaced. With `overwrite`, an empty folder or a Flax
-    checkpoint that holds no other file may be."""
+    """Raise FileExistsError if `path` exists and may not be replaced. With `overwrite`, an empty folder may be, or a
+    Flax checkpoint that holds no other file; of those in params/, its manifest has a list."""
     if not path.exists():
         return
     if not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite (--overwrite) to replace it")
     refuse_foreign(path, "a Flax checkpoint", is_flax_config, ENTRIES)
+    if not any(path.iterdir()):
+        return
+    try:
+        listed = read_manifest(path)["files"]
+    except (FileNotFoundError, CheckpointError) as error:
+        raise FileExistsError(f"{path} is not overwritten: {error}; move it away first") from error
+    for name in files_in(path):
+        if name.startswith(f"{PARAMS}/") and name not in listed:
+            raise FileExistsError(
+                f"{path} is not overwritten: it holds {name}, which is not in its {MANIFEST}; move it away first"
+            )
 
 
 def refuse_foreign(

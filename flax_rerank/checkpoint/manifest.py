@@ -51,16 +51,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_object(path)
         if not isinstance(manifest.get("files"), dict):
             raise ValueError("it lists no files")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(folder, [f"{MANIFEST} is damaged ({error})"]) from error
     return manifest
 
 
-def verify_manifest(folder: Path, *, within: str = "", limit: int | None = None) -> list[str]:
+def verify_manifest(folder: Path, *, within: str | tuple[str, ...] = "", limit: int | None = None) -> list[str]:
     """What is wrong with the files of a Flax checkpoint according to its manifest; empty when all is well.
 
-    Only paths that begin with `within` are compared. Of files of `limit` bytes and more only the size is compared, and
-    files that are not listed are accepted.
+    Only paths that begin with `within`, or one of them, are compared. Of files of `limit` bytes and more only the
+    size is compared, and files that are not listed are accepted.
 
     Raises:
         As `read_manifest`.

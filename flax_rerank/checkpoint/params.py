@@ -21,9 +21,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flax_rerank.checkpoint.folder import PARAMS
 from flax_rerank.checkpoint.manifest import MANIFEST, verify_manifest
 from flax_rerank.params import CheckpointError, Index, Parameters, Shape, groups, shape_faults, shapes_of
+from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
 CHUNK_BYTES = 4 << 20  # a device that has a part of a leaf reads little more than that part
 GROUP_BYTES = 512 << 20  # of leaves that are written at a time, while the next are read
+TOKENIZER_BYTES = 64 << 20  # of a file, above which only its size is compared
 SMALL = 1 << 20  # bytes of a file: of the parameters, all but the arrays themselves
 
 
@@ -72,10 +74,13 @@ def open_params(folder: Path, module: nnx.Module) -> "StoredParams":
 
     Raises:
         FileNotFoundError: the parameters are missing.
-        CheckpointError: some are missing, left over or misshapen, or they are damaged.
+        CheckpointError: some are missing, left over or misshapen, or they or the tokenizer's files are damaged.
     """
     stored = StoredParams(folder / PARAMS)
-    faults = shape_faults(stored.shapes(), shapes_of(module), "parameter")
+    faults = []
+    if (folder / MANIFEST).is_file():
+        faults += verify_manifest(folder, within=TOKENIZER_FILES, limit=TOKENIZER_BYTES)
+    faults += shape_faults(stored.shapes(), shapes_of(module), "parameter")
     if faults:
         raise CheckpointError(folder, faults)
     return stored

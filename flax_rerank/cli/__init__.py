@@ -2,7 +2,12 @@
 
 import argparse
 import importlib
+import os
+import signal
 import sys
+import threading
+from types import FrameType
+from typing import Any
 
 COMMANDS = {
     "convert": "convert a PyTorch checkpoint to a Flax checkpoint, or back",
@@ -14,13 +19,30 @@ COMMANDS = {
     "score": "score pairs, or rerank a TREC run; can be stopped at any time and started again",
 }
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+EXIT_CODES = tuple(128 + number for number in SIGNALS)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand and give its exit code.
 
     What the user can put right (a bad line, a missing file, an option that the model does not have) is one message
-    on stderr and exit code 1; every other exception propagates.
+    on stderr and exit code 1; every other exception propagates. SIGTERM and SIGINT end the process with 143 and 130.
     """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _handle(_exit)
+    try:
+        return _main(argv)
+    except SystemExit as stop:
+        if stop.code in EXIT_CODES:
+            before = dict.fromkeys(SIGNALS, signal.SIG_IGN)  # a second one would change the exit code
+        raise
+    finally:
+        for number, handler in before.items():
+            _handle(handler, number)
+
+
+def _main(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="flax-rerank", description="FlagEmbedding's rerankers in JAX and Flax.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -34,9 +56,26 @@ def main(argv: list[str] | None = None) -> int:
             subparser.set_defaults(execute=command.run)
     args = parser.parse_args(argv)
     try:
+        _handle(_stop)
         return args.execute(args)
     except (ValueError, OSError, FloatingPointError, MemoryError, NotImplementedError, ImportError) as error:
         if args.debug:
             raise
         print(f"flax-rerank: {error}", file=sys.stderr)
         return 1
+
+
+def _handle(handler: Any, *numbers: int) -> None:
+    """Set the handler of signals. Only the main thread can; in others this does nothing."""
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers or SIGNALS:
+            signal.signal(number, handler)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    """End the process while packages are imported: nothing is to be cleaned up, and they swallow exceptions."""
+    os._exit(128 + number)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

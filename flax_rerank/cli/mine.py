@@ -4,8 +4,8 @@ import argparse
 import sys
 
 from flax_rerank.cli.loading import add_model_class, add_replicate, add_settings, given_settings, naming_options
+from flax_rerank.cli.messages import show_messages
 from flax_rerank.cli.options import add_options, given
-from flax_rerank.cli.stopping import job_messages
 from flax_rerank.training.mining import MiningSettings, mine
 
 GROUPS = {
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     reranker.pop("show_progress_bar", None)  # one of `MiningSettings` too
     if args.model_class is not None:
         reranker["model_class"] = args.model_class
-    with job_messages(), naming_options(str(settings.teacher)):
+    show_messages()
+    with naming_options(str(settings.teacher)):
         mined = mine(settings, **reranker)
     short = f"{mined.short:,} lines have fewer than {settings.negative_number}" if mined.short else ""
     left_out = f"{mined.left_out:,} of them have none and are left out" if mined.left_out else ""

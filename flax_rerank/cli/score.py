@@ -5,14 +5,25 @@ import sys
 from dataclasses import fields
 
 from flax_rerank.cli.loading import add_model_class, add_replicate, add_settings, given_settings, naming_options
+from flax_rerank.cli.messages import show_messages
 from flax_rerank.cli.options import add_options, given
-from flax_rerank.cli.stopping import job_messages
 from flax_rerank.jobs.options import JobOptions
 from flax_rerank.jobs.score import score_files
 from flax_rerank.jobs.summary import in_words
 
 GROUPS = {
-    "input": ["input", "query_field", "passage_field", "run", "queries", "corpus", "beir", "top_k"],
+    "input": [
+        "input",
+        "query_field",
+        "passage_field",
+        "run",
+        "queries",
+        "corpus",
+        "beir",
+        "top_k",
+        "max_line_bytes",
+        "max_text_chars",
+    ],
     "output": ["output", "format", "tag", "overwrite"],
     "job": ["shard_rows", "strict", "warmup", "compile_cache", "show_progress_bar"],
 }
@@ -38,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         As `score_files`; a setting that the reranker's class does not have is a ValueError that names its option.
     """
+    show_messages()
     options = JobOptions(**given(args, JobOptions))
-    with job_messages(), naming_options(args.model):
+    with naming_options(args.model):
         result = score_files(args.model, options, model_class=args.model_class, **given_settings(args))
     if result.summary is not None:
         print(in_words(result.summary), file=sys.stderr)

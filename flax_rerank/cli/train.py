@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import logging
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from flax_rerank.cli.messages import show_messages
 from flax_rerank.cli.options import add_options, given
 from flax_rerank.training import train
 from flax_rerank.training.data.settings import DataSettings
@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: an option of the file that does not exist.
         And as `flax_rerank.training.train`.
     """
-    logging.basicConfig(format="flax-rerank: %(message)s")
-    logging.getLogger("flax_rerank").setLevel(logging.INFO)
+    show_messages()
     options = {} if args.config is None else read_config(args.config)
     options |= given(args, TrainingSettings)
     options |= {name: value for name in BESIDES if (value := getattr(args, name)) is not None}

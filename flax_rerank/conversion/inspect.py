@@ -1,6 +1,5 @@
 """What a folder is, and whether it would load; no weight is read and nothing is compiled."""
 
-import json
 import math
 import warnings
 from collections import Counter
@@ -97,7 +96,7 @@ def inspect_folder(path: Path, *, check: bool = False) -> Inspection:
 
 def _inspect_adapter(path: Path, found: Inspection) -> None:
     found.facts["format"] = "PEFT adapter"
-    config = json.loads((path / peft.CONFIG).read_text(encoding="utf-8"))
+    config = peft.read_adapter_config(path)
     base = config.get("base_model_name_or_path")
     found.facts |= {
         "adapter": config.get("peft_type"),

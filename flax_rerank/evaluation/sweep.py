@@ -114,11 +114,10 @@ def _point(
 
 def _operations(reranker: AbsReranker, prepared: Prepared) -> float:
     """The operations of all steps."""
-    static = prepared.call.static(prepared.pairs, [shape.length for shape in prepared.table])
-    sizes = sizes_of(reranker.spec.config)
+    sizes = sizes_of(reranker.spec.config, prepared.call.readout)
     total = 0
     for step in prepared.steps:
-        readout, compression = static(step.shape.length)
+        readout, compression = prepared.call.static(step.shape)
         compressed = compression.at if compression else ()
         total += step.shape.rows * count_work(sizes, step.shape.length, readout.layers[-1], compressed).operations
     return total

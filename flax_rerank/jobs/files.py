@@ -69,8 +69,11 @@ def open_input(path: str) -> io.BufferedIOBase:
     compression = compression_of(path)
     if compression == ".zst":
         import_pyarrow(path)  # before there is a file to close
-    raw = open_raw(path)
-    return io.BufferedReader(_Decompressed(path, raw), BLOCK) if compression else raw
+    raw: Any = open_raw(path)
+    if compression:
+        raw = _Decompressed(path, raw)
+    # Files behind URLs have no `readline` with a limit.
+    return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, BLOCK)
 
 
 @contextmanager
@@ -112,7 +115,7 @@ def concatenate(parts: Sequence[str], path: str) -> None:
     """Write one file with the bytes of all parts. Raises ValueError if they are not compressed as `path` is."""
     for part in parts:
         if compression_of(part) != compression_of(path):
-            raise ValueError(f"{part} and {path} are not compressed alike")
+            raise ValueError(f"{part} and {path} are compressed in different ways")
     with open_output(path, raw=True) as sink:
         for part in parts:
             with open_raw(part) as source:

@@ -1,6 +1,7 @@
 """Output formats: how rows and their scores become a file, and the files of all shards one."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Row
-from flax_rerank.jobs.sources.parquet import open_parquet, schema_of, unify_schemas
+from flax_rerank.jobs.sources.parquet import json_holds, open_parquet, schema_of, unify_schemas
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,6 +21,8 @@ RUNS = (".trec", ".run", ".txt")
 SUFFIX = re.compile(r"\.parquet$|\.(jsonl|trec|run|txt)(\.gz|\.zst)?$")
 TAG = "flax-rerank"
 PARQUET_COMPRESSION = "zstd"
+# What pyarrow raises for values that make no column.
+NOT_A_COLUMN = (ValueError, TypeError, OverflowError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Format:
         """Write one shard's rows with their scores (a float array [rows] for each field) to a new file.
 
         Raises:
-            ValueError: values that do not fit one Parquet column; a TREC run with several scores or without ids.
-            TypeError: a value that JSON has no type for, such as a date from a Parquet file.
+            ValueError: a value that does not fit its Parquet column, by row and field; a TREC run with several scores
+                or without ids.
         """
         if self.suffix == PARQUET:
             _write_parquet(path, rows, scores, self.schema)
@@ -61,7 +64,7 @@ class Format:
     def join(self, parts: Sequence[str], path: str) -> None:
         """Write one file with all rows of the parts, in order. One part at a time is in memory.
 
-        Raises ValueError if no type holds the values that a field has in two Parquet parts.
+        Raises ValueError, with the field, if no type holds the values that it has in two Parquet parts.
         """
         if self.suffix != PARQUET:
             files.concatenate(parts, path)
@@ -69,7 +72,10 @@ class Format:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        schema = unify_schemas({part: schema_of(part) for part in parts})
+        try:
+            schema = unify_schemas({part: schema_of(part) for part in parts})
+        except ValueError as error:
+            raise ValueError(f"{error}. The parts cannot be joined: write JSON lines, or a folder of parts") from error
         with (
             files.open_output(path) as sink,
             pq.ParquetWriter(sink, schema, compression=PARQUET_COMPRESSION) as writer,
@@ -93,20 +99,28 @@ def format_of(path: str, *, schema: "pa.Schema | None" = None, tag: str = TAG) -
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """A record as a line."""
+    """A record as a line. NaN and infinity, which JSON lacks, become null."""
+    try:
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
     # UTF-8 cannot hold a lone surrogate. As a backslash escape it is JSON, and the field keeps its value.
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    return (text + "\n").encode("utf-8", "backslashreplace")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json_lines(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> Iterator[bytes]:
     """One object a line: the row's record, and a field for each score."""
     columns = [values.tolist() for values in scores.values()]
     for row, *values in zip(rows, *columns, strict=True):
-        record = {**row.record, **dict(zip(scores, values, strict=True))}
-        try:
-            yield json_line(record)
-        except TypeError as error:
-            raise TypeError(f"row {row.number}: {error}; write Parquet, or leave the column out") from error
+        yield json_line({**row.record, **dict(zip(scores, values, strict=True))})
 
 
 def _run_lines(rows: Sequence[Row], scores: Mapping[str, np.ndarray], tag: str) -> Iterator[bytes]:
@@ -118,7 +132,7 @@ def _run_lines(rows: Sequence[Row], scores: Mapping[str, np.ndarray], tag: str) 
     queries: dict[str, list[tuple[float, str]]] = {}
     for row, score in zip(rows, values.tolist(), strict=True):
         if "qid" not in row.record or "docid" not in row.record:
-            raise ValueError(f"row {row.number} has no qid and docid: a TREC run is made from a TREC run")
+            raise ValueError(f"row {row.number} has no qid and docid: only a TREC run can be written as one")
         queries.setdefault(row.record["qid"], []).append((score, row.record["docid"]))
     for qid, passages in queries.items():
         passages.sort(key=lambda passage: -passage[0])
@@ -138,10 +152,32 @@ def _write_parquet(
     for name in names:
         if name not in scores:
             kind = None if schema is None else schema.field(name).type
+            values = [row.record.get(name) for row in rows]
+            if kind is not None and not json_holds(kind):  # those are Arrow's, each of the type of its file
+                values = [value.cast(kind) if isinstance(value, pa.Scalar) else value for value in values]
             try:
-                columns[name] = pa.array([row.record.get(name) for row in rows], kind)
-            except (pa.ArrowException, OverflowError, TypeError, UnicodeError) as error:
-                raise ValueError(f'the values of the field "{name}" cannot be in one column: {error}') from error
+                columns[name] = pa.array(values, kind)
+            except NOT_A_COLUMN as error:
+                number = rows[_first_misfit(values, kind)].number
+                raise ValueError(
+                    f'row {number}: the field "{name}" does not fit into a column with the rows before it: {error}; '
+                    "write JSON lines, or leave the field out"
+                ) from error
     table = pa.table(columns | {name: pa.array(values) for name, values in scores.items()})
     with files.open_output(path) as sink:
         pq.write_table(table, sink, compression=PARQUET_COMPRESSION)
+
+
+def _first_misfit(values: Sequence[Any], kind: "pa.DataType | None") -> int:
+    """The index of the first value that makes no column with those before it."""
+    import pyarrow as pa
+
+    fits, fails = 0, len(values)  # that many values do
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        try:
+            pa.array(values[:middle], kind)
+            fits = middle
+        except NOT_A_COLUMN:
+            fails = middle
+    return fails - 1

@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from flax_rerank.jobs import files
-from flax_rerank.jobs.formats import SUFFIX, Format, format_of
+from flax_rerank.jobs.formats import PARQUET, SUFFIX, Format, format_of
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.options import STANDARD_STREAM, JobOptions
-from flax_rerank.jobs.sources import ParquetSource, Source, TrecSource, beir_files, open_source
+from flax_rerank.jobs.sources import Limits, ParquetSource, Source, TrecSource, beir_files, open_source
+from flax_rerank.jobs.sources.parquet import json_holds, schema_of
 
 
 def source_of(options: JobOptions, stack: ExitStack) -> Source:
@@ -23,12 +24,13 @@ def source_of(options: JobOptions, stack: ExitStack) -> Source:
     """
     # Ray's processes have another working directory.
     path_of = files.absolute if options.engine == "ray" else str
+    limits = Limits(options.max_line_bytes, options.max_text_chars)
     if options.run is not None:
         texts = (options.queries, options.corpus) if options.beir is None else beir_files(options.beir)
         paths = [str(path) for path in (options.run, *texts)]
         _refuse_output(options.output, paths)
         run, queries, corpus = map(path_of, paths)
-        return TrecSource(run, queries, corpus, options.top_k)
+        return TrecSource(run, queries, corpus, options.top_k, limits)
     if options.inputs == [STANDARD_STREAM]:
         # As a file: a job reads its input twice.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="flax-rerank-"))
@@ -38,7 +40,8 @@ def source_of(options: JobOptions, stack: ExitStack) -> Source:
     else:
         paths = [path for pattern in options.inputs for path in _expand(pattern)]
     _refuse_output(options.output, paths)
-    return open_source(list(map(path_of, paths)), query_field=options.query_field, passage_field=options.passage_field)
+    fields = {"query_field": options.query_field, "passage_field": options.passage_field}
+    return open_source(list(map(path_of, paths)), **fields, limits=limits)
 
 
 def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
@@ -54,25 +57,36 @@ def output_of(options: JobOptions, stack: ExitStack) -> tuple[str, str | None]:
         output = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='flax-rerank-'))}/scores.{kind}"
     elif not SUFFIX.search(os.path.basename(output)):
         if os.path.isfile(output):
-            raise NotADirectoryError(f"{output} is a file, and its name says no format that is known: give a folder")
+            raise NotADirectoryError(
+                f"{output} is a file whose name has no known suffix: give a folder, or a known suffix"
+            )
         if os.path.splitext(os.path.basename(output))[1]:
             format_of(output)  # raises with the known suffixes
         return files.absolute(output), None
     elif options.format is not None:
-        raise ValueError(f"the name {output} says its format: format is for a folder or for standard output")
+        raise ValueError(f"the suffix of {output} says the format: give format only for a folder or standard output")
     elif os.path.isdir(output):
         raise IsADirectoryError(f"{output} is a directory, not a file")
     return files.absolute(f"{output}.job"), output
 
 
 def format_for(file: str | None, options: JobOptions, source: Source, scores: int) -> Format:
-    """The format of the output. Raises ValueError for a TREC run of pairs, or with several scores for each row."""
+    """The format of the output. Raises ValueError for a TREC run of pairs, or with several scores for each row; and
+    for columns that the output cannot hold."""
     schema = source.schema() if isinstance(source, ParquetSource) else None
     chosen = format_of(file or f".{options.format or 'jsonl'}", schema=schema, tag=options.tag)
     if chosen.is_run and not isinstance(source, TrecSource):
-        raise ValueError(f"{options.output}: a TREC run is made from a TREC run, not from pairs")
+        raise ValueError(f"{options.output}: pairs cannot be written as a TREC run; rerank a TREC run (run)")
     if chosen.is_run and scores > 1:
         raise ValueError(f"a TREC run has one score: give one of the {scores} cutoff_layers")
+    if isinstance(source, ParquetSource) and chosen.suffix != PARQUET:
+        for file in source.files:
+            for field in schema_of(file):
+                if not json_holds(field.type):
+                    raise ValueError(
+                        f'{file}: the column "{field.name}" holds {field.type}, for which JSON has no type: write '
+                        "Parquet, or leave the column out"
+                    )
     return chosen
 
 

@@ -4,62 +4,46 @@ Scores depend, by rounding, on the shapes of the batches. So the manifest holds 
 are scored with, at any time and by any process.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
+from itertools import zip_longest
 from typing import Any
 
 from flax_rerank.batching import Shape, Table, extended
-from flax_rerank.hub import CONFIG_FILES, PICKLE_FILES, WEIGHT_FILES, local_folder
 from flax_rerank.jobs import files
 from flax_rerank.jobs.job import Job, read_json, to_json
 from flax_rerank.jobs.rows import Reject, Row, Shard
+from flax_rerank.jobs.weights import Record, changed_weights, record_weights
 from flax_rerank.rerankers import AbsReranker
 from flax_rerank.sharding import DATA
-from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
 JOB = "flax-rerank job"
 FORMAT_VERSION = 3
-KNOWN_WITH_THE_RERANKER = ("dtype", "platform", "mesh", "table")
-CHECKPOINT_FILES = (
-    *(*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES, *PICKLE_FILES),
-    *("adapter_model.*", "manifest.json", "params/**/*"),
-)
-SAMPLES, SAMPLE_BYTES = 64, 1 << 16
+KNOWN_WITH_THE_RERANKER = ("dtype", "platform", "mesh", "table", "weights")
+MOST_NAMED = 3
 
 Description = Mapping[str, Any]
+Changes = Callable[[Job, Mapping[str, Record]], list[str]]
 
 
-def describe(job: Job, shards: Sequence[Shard], weights: str) -> Description:
+def describe(job: Job, shards: Sequence[Shard]) -> Description:
     """All that the output of a job depends on, except what is known only with the reranker (see `begin`)."""
     return {
         "format": JOB,
         "format_version": FORMAT_VERSION,
         "flax_rerank": version("flax-rerank"),
-        "input": job.source.fingerprint(),
+        "input": {"kind": job.source.kind, "files": job.source.digests()},
         "shards": len(shards),
         "shard_rows": job.shard_rows,
         "model": job.model,
-        "weights": weights,
         "settings": dict(job.settings),
     }
 
 
-def checkpoint_digest(job: Job) -> str:
-    """A digest of the files of a job's checkpoint and adapter: all bytes of small files, samples of large ones."""
-    digest = hashlib.sha256()
-    for name in (job.model, job.settings.get("adapter")):
-        if name is not None:
-            folder = local_folder(name, job.cache_dir)
-            found = {file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern) if file.is_file()}
-            for file in sorted(found):
-                digest.update(json.dumps([str(file.relative_to(folder)), _sample(file)]).encode())
-    return digest.hexdigest()
-
-
-def check(job: Job, description: Description) -> Mapping[str, Any] | None:
+def check(job: Job, description: Description, changes: Changes = changed_weights) -> Mapping[str, Any] | None:
     """The manifest in the job's folder; None if the folder is empty or does not exist.
 
     Raises ValueError, with all that differs, for the manifest of another job, or if the folder holds something else.
@@ -73,7 +57,7 @@ def check(job: Job, description: Description) -> Mapping[str, Any] | None:
             )
     elif not is_ours(manifest):
         raise ValueError(f"{job.manifest} was not written by a job. Give a new output")
-    elif different := differences(manifest, description):
+    elif different := differences(manifest, description, job, changes):
         raise ValueError(
             f"{job.folder} holds another job: {'; '.join(different)}. Give another output, or overwrite to start over"
         )
@@ -85,24 +69,51 @@ def is_ours(description: Any) -> bool:
     return isinstance(description, dict) and description.get("format") == JOB
 
 
-def begin(job: Job, description: Description, shards: Sequence[Shard], reranker: AbsReranker) -> Table:
-    """The table of shapes of a job. Writes the manifest if the job has none.
+class Manifest:
+    """The manifest of a job that a reranker scores. If the job has none, it is written before the first shard is.
+
+    The weights are hashed meanwhile, in a thread.
 
     Raises ValueError as `check`; or if the job began with another dtype, platform or mesh than the reranker has.
     """
-    mesh = reranker.mesh
-    description = {
-        **description,
-        "dtype": reranker.dtype.name,
-        "platform": mesh.devices.flat[0].platform,
-        "mesh": ",".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
-    }
-    manifest = check(job, description)
-    if manifest is None:
-        manifest = {**description, "table": fit_table(job, shards, reranker)}
+
+    def __init__(self, job: Job, description: Description, shards: Sequence[Shard], reranker: AbsReranker) -> None:
+        mesh = reranker.mesh
+        self._job = job
+        self._description = {
+            **description,
+            "dtype": reranker.dtype.name,
+            "platform": mesh.devices.flat[0].platform,
+            "mesh": ",".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+        }
+        self._weights: dict[str, Record] | None = None
+        self._hashing: threading.Thread | None = None
+        manifest = check(job, self._description)
+        self.table = fit_table(job, shards, reranker) if manifest is None else _as_table(manifest)
+        if manifest is None:
+            # A pool would keep the process alive until all is hashed.
+            self._hashing = threading.Thread(target=self._hash, name="hash", daemon=True)
+            self._hashing.start()
+
+    def write(self) -> None:
+        """Write the manifest, unless it is there. Raises ValueError as `check`, if another process was first."""
+        if self._hashing is None:
+            return
+        self._hashing.join()
+        table = [list(shape) for shape in self.table]
+        weights = record_weights(self._job) if self._weights is None else self._weights
+        manifest = {**self._description, "table": table, "weights": weights}
         # If another process was first, it wrote the same: the table follows from what is in the description.
-        if not files.create(job.manifest, to_json(manifest)):
-            manifest = check(job, description) or manifest
+        if not files.create(self._job.manifest, to_json(manifest)):
+            check(self._job, {**self._description, "table": table})
+        self._hashing = None
+
+    def _hash(self) -> None:
+        with suppress(OSError, ValueError):  # `write` hashes again then, and raises it
+            self._weights = record_weights(self._job)
+
+
+def _as_table(manifest: Mapping[str, Any]) -> Table:
     return tuple(Shape(*shape) for shape in manifest["table"])
 
 
@@ -128,15 +139,36 @@ def fit_table(job: Job, shards: Sequence[Shard], reranker: AbsReranker) -> Table
     return extended(prepared.table, call.template.max_tokens, call.most_around, reranker.mesh.shape[DATA])
 
 
-def differences(there: Mapping[str, Any], here: Description) -> list[str]:
-    """What differs between two jobs, each as "name is value there and value here"."""
-    unknown = set(KNOWN_WITH_THE_RERANKER) - set(here)
-    there, here = ({**side, **side.get("settings", {}), "settings": None} for side in (there, here))
-    return [
-        f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} here"
-        for name in {**there, **here}
-        if name not in unknown and there.get(name) != here.get(name)
+def differences(
+    there: Mapping[str, Any], here: Description, job: Job, changes: Changes = changed_weights
+) -> list[str]:
+    """What differs between two jobs, each as "name is value there and value here", and the files that changed."""
+    if there.get("format_version") != FORMAT_VERSION:
+        return [f"format_version is {there.get('format_version')} there and {FORMAT_VERSION} here"]
+    if missing := {*here, "weights"} - set(there):
+        return [f"it is damaged: it has no {', '.join(sorted(missing))}"]
+    others = {"input", "weights", *(set(KNOWN_WITH_THE_RERANKER) - set(here))}
+    before, now = ({**side, **side["settings"], "settings": None} for side in (there, here))
+    different = [
+        f"{name} is {_short(before.get(name))} there and {_short(now.get(name))} here"
+        for name in {**before, **now}
+        if name not in others and before.get(name) != now.get(name)
     ]
+    return [*different, *_changed_input(there["input"], here["input"]), *changes(job, there["weights"])]
+
+
+def _changed_input(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The files of an input that changed. Names do not count, since a file may be moved."""
+    if there["kind"] != here["kind"]:
+        return [f"input is {there['kind']} there and {here['kind']} here"]
+    changed = []
+    for before, now in zip_longest(there["files"], here["files"]):
+        if before is None or now is None:
+            name = (before or now)[0]
+            changed.append(f"input file {name} {'is new' if before is None else 'is missing'}")
+        elif before[1] != now[1]:
+            changed.append(f"input file {now[0]} was changed")
+    return changed[:MOST_NAMED] + [f"and {len(changed) - MOST_NAMED} more"] * (len(changed) > MOST_NAMED)
 
 
 def _short(value: Any) -> str:
@@ -144,15 +176,3 @@ def _short(value: Any) -> str:
         return "not given"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _sample(file: Path) -> list[Any]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        if size <= SAMPLES * SAMPLE_BYTES:
-            return [size, hashlib.file_digest(stream, "sha256").hexdigest()]
-        digest = hashlib.sha256()
-        for number in range(SAMPLES):
-            stream.seek(number * (size - SAMPLE_BYTES) // (SAMPLES - 1))
-            digest.update(stream.read(SAMPLE_BYTES))
-        return [size, digest.hexdigest()]

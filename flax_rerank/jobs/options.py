@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
+from flax_rerank.jobs.sources.records import Limits
+
 STANDARD_STREAM = "-"
 PATHS = ("run", "queries", "corpus", "beir", "output", "compile_cache")
-POSITIVE = ("top_k", "shard_rows", "num_shards", "num_processes", "ray_actors")
+POSITIVE = ("top_k", "max_line_bytes", "max_text_chars", "shard_rows", "num_shards", "num_processes", "ray_actors")
 
 
 def _option(text: str, default: Any = None, metavar: str | None = None, **more: Any) -> Any:
@@ -41,6 +43,12 @@ class JobOptions:
     corpus: str | None = _option("the texts of the run's passages, .jsonl (BEIR) or .tsv", metavar="FILE")
     beir: str | None = _option("a BEIR folder, instead of queries and corpus", metavar="DIR")
     top_k: int = _option("passages to rerank for each query of the run", 100, "N")
+    max_line_bytes: int = _option(
+        "bytes of the longest line of an input; longer ones are rejected", Limits.line_bytes, "N"
+    )
+    max_text_chars: int = _option(
+        "characters of the longest query or passage; longer ones are rejected", Limits.text_chars, "N"
+    )
 
     output: str = _option(
         'a .jsonl (.gz, .zst), .parquet or .trec file: the input with "score" (with several cutoff layers "score_8", '
@@ -99,9 +107,9 @@ class JobOptions:
         if self.run is not None and texts != 2:
             raise ValueError("a run needs its texts: give queries and corpus, or beir")
         if STANDARD_STREAM in self.inputs and len(self.inputs) > 1:
-            raise ValueError("standard input comes alone, without other files")
+            raise ValueError("standard input (-) cannot be combined with other files")
         if self.engine == "ray" and (by_hand or by_jax):
-            raise ValueError("Ray deals out the shards: give no num_shards and no distributed with engine ray")
+            raise ValueError("Ray distributes the shards: leave out num_shards and distributed with engine ray")
         if by_hand and by_jax:
             raise ValueError("give num_shards and shard_index, or distributed, and not both")
         if by_hand and self.shard_index not in range(self.num_shards or 0):  # either can be None

@@ -16,10 +16,11 @@ from flax_rerank.jobs.engines import LocalEngine, RayEngine
 from flax_rerank.jobs.formats import SUFFIX
 from flax_rerank.jobs.job import MARKER, Job, read_json, write_json
 from flax_rerank.jobs.lock import locked
-from flax_rerank.jobs.manifest import Description, check, describe, differences, is_ours
+from flax_rerank.jobs.manifest import Changes, Description, check, describe, differences, is_ours
 from flax_rerank.jobs.shards import Marker
 from flax_rerank.jobs.stopping import StopSignals
 from flax_rerank.jobs.summary import Summary, summarize
+from flax_rerank.jobs.weights import changed_weights
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +57,9 @@ def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = Fals
     lock = locked(job.file) if job.file is not None and engine.writes else nullcontext()
     with StopSignals(at_once=not engine.lock_step) as signals, lock:
         shards = job.source.shards(job.shard_rows)
-        description = describe(job, shards, engine.checkpoint_digest(job))
-        signals.install()  # again, as the Ray engine started Ray to find the model
-        summary = find_complete(job, description, overwrite) if engine.writes else None
+        description = describe(job, shards)
+        summary = find_complete(job, description, overwrite, engine.changed_weights) if engine.writes else None
+        signals.install()  # again, as the Ray engine can have started Ray to compare the weights
         complete = summary is not None
         if engine.lock_step:  # the first process alone can tell
             complete = bool(broadcast_one_to_all(np.bool_(complete)))
@@ -74,7 +75,8 @@ def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = Fals
         if summary is None:
             with ThreadPoolExecutor(16) as pool:  # each is a request, if the folder is not on disk
                 markers = list(pool.map(read_json, [finished[shard.index] for shard in shards]))
-            summary = {**summarize(markers), "job": description}
+            manifest = read_json(job.manifest)
+            summary = {**summarize(markers), "job": {**description, "weights": manifest["weights"]}}
             if job.file is not None:
                 summary["bytes"] = join(job, job.file, markers)
             write_json(job.summary, summary)
@@ -83,7 +85,9 @@ def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = Fals
         return Result(True, summary)
 
 
-def find_complete(job: Job, description: Description, overwrite: bool) -> Summary | None:
+def find_complete(
+    job: Job, description: Description, overwrite: bool, changes: Changes = changed_weights
+) -> Summary | None:
     """The summary of an earlier run that completed the job's one file; None if there is work to do.
 
     Raises ValueError as `check`, and FileExistsError if this job did not write the file that exists.
@@ -94,15 +98,15 @@ def find_complete(job: Job, description: Description, overwrite: bool) -> Summar
         remove_earlier(job)
     elif job.file is not None and files.exists(job.file):
         summary = read_json(job.summary) or {}
-        if summary.get("job") == description and files.size(job.file) == summary["bytes"]:
+        different = differences(summary["job"], description, job, changes) if "job" in summary else []
+        if "job" in summary and not different and files.size(job.file) == summary.get("bytes"):
             logger.info("%s is complete already", job.file)
             remove_folder(job)
             return summary
         if not files.exists(job.manifest):
-            different = differences(summary["job"], description) if "job" in summary else []
-            whose = f" and is another job's: {'; '.join(different)}" if different else ""
+            whose = f" and was written by another job: {'; '.join(different)}" if different else ""
             raise FileExistsError(f"{job.file} exists{whose}. Give another output, or overwrite to start over")
-    check(job, description)
+    check(job, description, changes)
     return None
 
 
@@ -153,7 +157,7 @@ def strangers(job: Job) -> list[str]:
 def remove_folder(job: Job) -> None:
     """Remove the folder of a finished job, unless somebody put something else into it."""
     if others := strangers(job):
-        logger.warning("%s stays: it holds %s", job.folder, ", ".join(others[:3]))
+        logger.warning("%s is not removed: it holds %s", job.folder, ", ".join(others[:3]))
     else:
         files.remove(job.folder)
 

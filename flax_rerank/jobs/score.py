@@ -45,8 +45,8 @@ def score_files(model: str, options: JobOptions, **settings: Any) -> Result:
         `<output>.summary.json` for one file, and in `<output>/summary.json` for a folder.
 
     Raises:
-        ValueError: an input, an output or a setting that is wrong, by name; another job's output; in a strict job, a
-            row that cannot be scored, by file and line.
+        ValueError: an input, an output or a setting that is wrong, by name; the output of another job; in a strict
+            job, a row that cannot be scored, by file and line.
         TypeError: a setting that the reranker's class does not have, or whose value JSON cannot hold.
         FileExistsError: the output exists, and is not that of this job.
         FloatingPointError: no score of a shard is finite.
@@ -86,7 +86,7 @@ def job_of(model: str, options: JobOptions, settings: Mapping[str, Any], stack: 
         if value is not None and name not in NOT_IN_MANIFEST
     }
     names = ("query_field", "passage_field") if options.run is None else ("top_k", "tag")
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in (*names, "max_line_bytes", "max_text_chars")}
     return Job(
         source=source,
         format=output,

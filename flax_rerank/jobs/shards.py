@@ -33,6 +33,7 @@ class ScoredShard(NamedTuple):
     scores: Mapping[str, np.ndarray]
     rejects: list[Reject]
     marker: Marker
+    file: str  # of the input
 
 
 class ShardScorer:
@@ -112,12 +113,19 @@ class ShardScorer:
             {name: scores[finite] for name, scores in columns.items()},
             sorted(rejects, key=lambda reject: reject.number),
             marker,
+            shard.file,
         )
 
     def write(self, scored: ScoredShard) -> Marker:
-        """Write the part, the rejects, and last the marker, without which the shard is scored again."""
+        """Write the part, the rejects, and last the marker, without which the shard is scored again.
+
+        Raises ValueError for a row that the format cannot hold, by file and row.
+        """
         job, shard = self._job, scored.marker["shard"]
-        job.format.write(job.part(shard), scored.rows, scored.scores)
+        try:
+            job.format.write(job.part(shard), scored.rows, scored.scores)
+        except ValueError as error:
+            raise ValueError(f"{scored.file}: {error}") from error
         if scored.rejects:
             with files.open_output(job.rejects(shard)) as sink:
                 for file, line, reason in scored.rejects:

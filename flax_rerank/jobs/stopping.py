@@ -1,6 +1,7 @@
 """Signals to stop: SIGTERM from the system that takes the machine away, SIGINT from the keyboard."""
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -17,12 +18,15 @@ class StopSignals:
         self.at_once = at_once
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._show_unraisable = sys.unraisablehook
 
     def __enter__(self) -> "StopSignals":
         self.install()
+        sys.unraisablehook = self._unraisable
         return self
 
     def __exit__(self, *exception: object) -> None:
+        sys.unraisablehook = self._show_unraisable
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -36,6 +40,10 @@ class StopSignals:
         """Raise the SystemExit that is due: Python drops one that the handler raises inside a finaliser."""
         if self.received is not None:
             raise SystemExit(128 + self.received)
+
+    def _unraisable(self, dropped: "sys.UnraisableHookArgs") -> None:
+        if self.received is None or not isinstance(dropped.exc_value, SystemExit):
+            self._show_unraisable(dropped)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:

@@ -35,13 +35,17 @@ def summarize(markers: Sequence[Marker]) -> Summary:
 def in_words(summary: Summary) -> str:
     """A summary as one line."""
     seconds = summary["seconds"]
-    rate = 1 / max(seconds["score"], 1e-9)
+    rate, loading = 1 / max(seconds["score"], 1e-9), seconds["load"] + seconds["warmup"]
     return (
-        f"{summary['rows']} pairs in {seconds['score']:.1f} s after {seconds['load'] + seconds['warmup']:.1f} s of "
-        f"loading: {summary['rows'] * rate:.1f} pairs/s, {summary['tokens'] * rate:.0f} tokens/s, "
+        f"{_count(summary['rows'], 'pair')} in {seconds['score']:.1f} s after {loading:.1f} s of loading: "
+        f"{summary['rows'] * rate:.1f} pairs/s, {summary['tokens'] * rate:.0f} tokens/s, "
         f"{summary['padding_share']:.1%} padding, {summary['truncated']} truncated, {summary['rejects']} rejected, "
-        f"{len(summary['shapes'])} shapes"
+        f"{_count(len(summary['shapes']), 'shape')}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 class Progress(tqdm):

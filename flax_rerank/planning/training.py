@@ -9,7 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_rerank.batching import Shape
 from flax_rerank.dtypes import DTYPES, DTypes, choose_dtype
-from flax_rerank.operations import all_scores, count_work, sizes_of
+from flax_rerank.models.attention import scores_of
+from flax_rerank.operations import count_work, sizes_of
 from flax_rerank.params import shapes_of
 from flax_rerank.planning.plan import sensible_meshes
 from flax_rerank.planning.step import DoesNotFit, StepPlan, measure, scores_on_tpu, sizes_on_a_device
@@ -160,8 +161,8 @@ def compile_training(spec: Spec, topology: Topology, mesh: str, training: Traini
     if training.lora is not None and training.lora.dropout:
         key = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype, sharding=everywhere)
     traced = step.jitted.trace(step.abstract_state(trained), frozen, batch, spec.readout, None, key)
-    on_device = sizes_on_a_device(sizes_of(spec.config), devices, spec.settings.sharding_rules)
-    scores = scores_on_tpu if topology.chip.platform == "tpu" else all_scores
+    on_device = sizes_on_a_device(sizes_of(spec.config, spec.readout), devices, spec.settings.sharding_rules)
+    scores = scores_on_tpu if topology.chip.platform == "tpu" else scores_of
     work = count_work(on_device, length, spec.readout.layers[-1], count_scores=scores)
     passes = 1 + BACKWARD + training.gradient_checkpointing
     flops = micro * size[1] // devices.shape[DATA] * work.operations * passes

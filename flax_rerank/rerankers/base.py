@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from flax_rerank.batching import FIT_FROM, Planner, Step, Table, computed_tokens, max_step_tokens
 from flax_rerank.dtypes import DTypes, choose_dtype
+from flax_rerank.field_types import fits
 from flax_rerank.params import load_arrays, shape_faults, shapes_of, with_params
 from flax_rerank.rerankers.call import Call, resolve
 from flax_rerank.rerankers.prepared import Prepared, RerankOutput
@@ -181,8 +182,12 @@ class AbsReranker(ABC):
             TypeError: passages that have no order, or one that is not a string.
             ValueError: more than one cutoff layer, or `top_k` below 1.
         """
-        if isinstance(passages, str | Mapping | Set):
+        # An array without axes has __iter__, and raises in it.
+        iterable = isinstance(passages, Iterable) and getattr(passages, "ndim", 1) > 0
+        if not iterable or isinstance(passages, str | bytes | Mapping | Set):
             raise TypeError(f"passages is a {type(passages).__name__}; it must be a sequence of strings")
+        if not fits(top_k, int | None):
+            raise TypeError(f"top_k is {top_k!r}; it must be int or None")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1, or None for all")
         passages = list(passages)
@@ -393,5 +398,5 @@ def _require_finite(scores: np.ndarray) -> None:
         pair = int(np.argmax(bad))
         raise FloatingPointError(
             f"the score of pair {pair} is {scores[pair].tolist()}, and {int(bad.sum())} of {len(bad)} are not finite: "
-            "are the weights sound, and does dtype='float32' help?"
+            "check the weights, or try dtype='float32'"
         )

@@ -26,7 +26,8 @@ def as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pa
     """
     if isinstance(sentence_pairs, str | bytes):
         raise TypeError(f"a pair is two strings, got the single string {_short(sentence_pairs)}")
-    if not isinstance(sentence_pairs, Sequence | np.ndarray | Iterator):
+    is_array = isinstance(sentence_pairs, np.ndarray) and sentence_pairs.ndim > 0
+    if not is_array and not isinstance(sentence_pairs, Sequence | Iterator):
         raise TypeError(
             f"pairs are a list of (query, passage), got a {type(sentence_pairs).__name__}: make a list of two strings "
             "for each pair, in the order in which you want the scores"

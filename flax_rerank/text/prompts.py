@@ -88,6 +88,11 @@ class PromptFormat:
             raise ValueError(f"truncation is {self.truncation!r}: {some}")
         if self.instructed and len(self.instructed) != len(self.texts):
             raise ValueError("instructed must have as many texts as texts")
+        for name in ("texts", "instructed", "prefix", "middle", "suffix", "prompt", "positive", "negative"):
+            value = getattr(self, name)
+            for piece in value if isinstance(value, tuple) else (value,):
+                if isinstance(piece, str):
+                    refuse_surrogates(f"prompt_format: {name}", piece)
 
     @property
     def is_one_text(self) -> bool:
@@ -166,6 +171,14 @@ class PromptFormat:
         if bos is None or (self.special_tokens == "bos_unless_pad" and bos == tokenizer.pad_token_id):
             return ()
         return (bos,)
+
+
+def refuse_surrogates(name: str, text: str) -> None:
+    """Raise ValueError if a text has a lone surrogate, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds a lone surrogate, {text[error.start]!a}") from error
 
 
 _FLAG = PromptFormat(

@@ -5,7 +5,8 @@ then gives other ids than the checkpoint was trained with.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from flax_rerank.json_files import read_object
 logger = logging.getLogger(__name__)
 
 CHUNK = 1024
+FAILED = "the tokenizer fails; is its tokenizer.json sound?"
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -70,10 +72,8 @@ class Tokenizer:
         """
         files = tuple(folder / name for name in FILES if (folder / name).is_file())
         if (folder / "tokenizer.json").is_file():
-            try:
+            with _named(f"{folder / 'tokenizer.json'} cannot be read"):
                 backend = Backend.from_file(str(folder / "tokenizer.json"))
-            except Exception as error:
-                raise ValueError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
         elif any(path.suffix in (".txt", ".model") or path.name == "vocab.json" for path in files):
             backend = _through_transformers(folder)
         else:
@@ -99,16 +99,18 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids (int32) of one text, without special tokens."""
-        return np.asarray(self.backend.encode(text, add_special_tokens=False).ids, np.int32)
+        """Token ids (int32) of one text, without special tokens. Raises ValueError if the tokenizer fails."""
+        with _named(FAILED):
+            return np.asarray(self.backend.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_many(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> list[np.ndarray]:
-        """Token ids (int32) of many texts, without special tokens."""
+        """Token ids (int32) of many texts, without special tokens. Raises ValueError if the tokenizer fails."""
         ids: list[np.ndarray] = []
         with tqdm(total=len(texts), desc="Tokenizing", unit="text", leave=None, disable=not show_progress_bar) as bar:
             for start in range(0, len(texts), CHUNK):
                 batch = list(texts[start : start + CHUNK])
-                encodings = self.backend.encode_batch_fast(batch, add_special_tokens=False)
+                with _named(FAILED):
+                    encodings = self.backend.encode_batch_fast(batch, add_special_tokens=False)
                 ids.extend(np.asarray(encoding.ids, np.int32) for encoding in encodings)
                 bar.update(len(batch))
         return ids
@@ -116,6 +118,18 @@ class Tokenizer:
     def cut(self, ids: np.ndarray, length: int) -> np.ndarray:
         """At most `length` tokens of `ids`."""
         return ids[:length] if self.truncation_side == "right" else ids[max(0, len(ids) - length) :]
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """An error of the `tokenizers` library becomes a ValueError. It raises Exception itself, and for what it does not
+    foresee a PanicException, which is not an Exception and cannot be imported."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is Exception or type(error).__name__ == "PanicException" or isinstance(error, TypeError):
+            raise ValueError(f"{what}: {error}") from error
+        raise
 
 
 def _through_transformers(folder: Path) -> Backend:

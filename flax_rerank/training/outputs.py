@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from flax_rerank.checkpoint.folder import CARD
 from flax_rerank.dtypes import DTypes
@@ -40,7 +39,7 @@ class Outputs:
     pytorch: bool
     lora: LoRASettings | None
 
-    def write(self, params: Mapping[str, jax.Array], adapter: Mapping[str, jax.Array] | None) -> None:
+    def write(self, params: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> None:
         """Write the model with these parameters, and the adapter if it is given; each folder appears complete.
 
         Raises:
@@ -54,7 +53,7 @@ class Outputs:
         if adapter is not None and self.lora is not None:
             save_adapter(self.folder / ADAPTER, self.spec, self.lora, adapter, overwrite=True)
 
-    def write_alone(self, params: Mapping[str, np.ndarray], adapter: Mapping[str, np.ndarray] | None) -> None:
+    def write_alone(self, params: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> None:
         """As `write`, in a process of its own: orbax writes only if all processes of `jax.distributed` do."""
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             pool.submit(_write, self, dict(params), adapter).result()

@@ -132,7 +132,8 @@ def _row_of_answer(spec: Spec, source: TensorSource) -> jax.Array | None:
         return None
     for name in ("lm_head.weight", "model.embed_tokens.weight", "embed_tokens.weight"):
         if name in source.shapes():
-            token = int(spec.tokenizer.encode(spec.prompt_format.positive)[-1])
+            positive = spec.prompt_format.positive
+            token = positive if isinstance(positive, int) else int(spec.tokenizer.encode(positive)[-1])
             return jax.numpy.asarray(source.read(name, (slice(token, token + 1),))[0].astype(np.float32))
     return None
 

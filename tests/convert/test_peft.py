@@ -221,6 +221,16 @@ def test_scores_are_those_of_a_checkpoint_with_the_merged_weights(base, tmp_path
         ({"layer_replication": [[0, 1], [0, 2]]}, r"layer_replication = \[\[0, 1\], \[0, 2\]\] is not supported"),
         ({"trainable_token_indices": [5]}, r"trainable_token_indices = \[5\] is not supported"),
         ({"use_new_kind": True}, "use_new_kind = True is not supported"),
+        ({"lora_alpha": "8"}, r"adapter_config\.json: lora_alpha is '8'; it must be a number from 0 to 1e\+06"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan; it must be a number"),
+        ({"lora_alpha": True}, "lora_alpha is True; it must be a number"),
+        ({"lora_alpha": None}, "lora_alpha is missing"),
+        ({"use_rslora": "no"}, "use_rslora is 'no'; it must be true or false"),
+        ({"alpha_pattern": [1]}, r"alpha_pattern is \[1\]; it must be an object of finite numbers"),
+        ({"alpha_pattern": {"q_proj": "1"}}, "alpha_pattern is .*; it must be an object of finite numbers"),
+        ({"alpha_pattern": {"(": 1}}, r"the name '\(' in alpha_pattern is not supported"),
+        ({"alpha_pattern": {"([a-z]+)+!": 1}}, "in alpha_pattern is not supported"),
+        ({"alpha_pattern": {".*.*.*.*x": 1}}, "in alpha_pattern is not supported"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -272,6 +282,15 @@ def test_all_that_does_not_fit_is_told_at_once(base, tmp_path):
     for text in named:
         assert sum(text in fault for fault in error.value.faults) == 1, text
     assert len(error.value.faults) == len(named)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 0), (4, 2, 2)])
+def test_an_update_that_is_no_matrix_is_named(base, tmp_path, shape):
+    tensors = low_rank(base, Q0)
+    down = next(name for name in tensors if "lora_A" in name)
+    folder = write_adapter(tmp_path / "adapter", tensors | {down: np.ones(shape, np.float32)})
+    with pytest.raises(CheckpointError, match=r"lora_A\.weight \[4.*\] is not a matrix"):
+        merge_adapter(open_torch_files(BASE), folder)
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])

@@ -240,6 +240,11 @@ def test_rank_gives_the_best_top_k(bert, top_k, count):
 
 @pytest.mark.parametrize("top_k", [0, -1])
 def test_rank_refuses_a_top_k_below_one(bert, top_k):
+    with pytest.raises(TypeError, match=r"top_k is 1\.0; it must be int or None"):
+        bert.rank(QUERY, ["hi"], top_k=1.0)
+    for passages in (7, np.array("hi")):
+        with pytest.raises(TypeError, match=r"passages is a (int|ndarray); it must be a sequence of strings"):
+            bert.rank(QUERY, passages)
     with pytest.raises(ValueError, match=f"top_k is {top_k}"):
         bert.rank(QUERY, ["hi"], top_k=top_k)
 

@@ -314,7 +314,7 @@ def test_another_job_is_refused_with_what_differs(tmp_path, bert, capsys, name):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     write_pairs(tmp_path / "pairs.jsonl", [("c", "d")])
     assert score(BERT, source, target) == 1
-    assert 'input is "' in capsys.readouterr().err
+    assert f"input file {source} was changed" in capsys.readouterr().err
     assert bert.loads == []
     assert score(BERT, source, target, "--overwrite", "--max-length", "64") == 0
     (made,) = (tmp_path / "folder" / "parts").iterdir() if name == "folder" else [target]
@@ -536,7 +536,7 @@ def no_rows(path):
         ("pairs.parquet", missing, "No such file"),
         ("pairs.parquet", no_parquet, "Parquet"),
         ("pairs.parquet", no_column, 'has no column "passage", only query, text'),
-        ("pairs.parquet", no_strings, 'the column "passage" holds no strings but int64'),
+        ("pairs.parquet", no_strings, 'the column "passage" holds int64, not strings'),
         ("pairs.parquet", no_rows, "holds no rows"),
     ],
 )
@@ -552,7 +552,7 @@ def test_a_bad_input_is_named(tmp_path, no_model, capsys, name, make, reason):
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        ([RUN[0], "q1 Q0 d1 1 1.0"], "bm25.txt:2: 5 columns where there should be 6"),
+        ([RUN[0], "q1 Q0 d1 1 1.0"], "bm25.txt:2: the number of columns is 5; it must be 6"),
         ([*RUN, "q2 Q0 d3 3 0 bm25"], "bm25.txt:5: query 'q2' has 'd3' already, in line 2"),
         ([*RUN, "q7 Q0 d1 1 1 bm25"], "bm25.txt:5)"),
         ([*RUN, "q1 Q0 d7 1 1 bm25"], "bm25.txt:5)"),
@@ -576,7 +576,7 @@ def test_a_bad_place_for_the_output_is_named(tmp_path, no_model, capsys):
     (tmp_path / "others" / "thesis.tex").write_text("precious")
     for name, reason in (
         ("folder.jsonl", "is a directory, not a file"),
-        ("file", "is a file, and its name says no format"),
+        ("file", "is a file whose name has no known suffix"),
         ("others", "is not the folder of a job: it holds thesis.tex"),
     ):
         assert score(BERT, source, tmp_path / name, "--overwrite") == 1
@@ -603,16 +603,16 @@ def test_input_and_output_must_differ(tmp_path, no_model, capsys):
         ("--run FILE --queries FILE", "a run needs its texts"),
         ("--run FILE --beir FILE --queries FILE --corpus FILE", "a run needs its texts"),
         ("--run FILE --beir nowhere", "no queries.jsonl in nowhere"),
-        ("--input - FILE", "standard input comes alone"),
-        ("--input FILE a.parquet", "are of two kinds"),
-        ("--input FILE --output o.jsonl --format parquet", "the name o.jsonl says its format"),
-        ("--input FILE --output o.trec", "o.trec: a TREC run is made from a TREC run, not from pairs"),
+        ("--input - FILE", "standard input (-) cannot be combined with other files"),
+        ("--input FILE a.parquet", "have different formats"),
+        ("--input FILE --output o.jsonl --format parquet", "the suffix of o.jsonl says the format"),
+        ("--input FILE --output o.trec", "o.trec: pairs cannot be written as a TREC run"),
         ("--input FILE --output o.jsonl --num-shards 2 --shard-index 0", "2 processes cannot write one file"),
         ("--input FILE --num-shards 2 --shard-index 0 --overwrite", "2 processes cannot start over together"),
         ("--input FILE --num-shards 2", "num_shards and shard_index go together"),
         ("--input FILE --num-shards 2 --shard-index 2", "from 0 to num_shards - 1"),
         ("--input FILE --num-shards 2 --shard-index 0 --distributed", "and not both"),
-        ("--input FILE --engine ray --num-shards 2 --shard-index 0", "Ray deals out the shards"),
+        ("--input FILE --engine ray --num-shards 2 --shard-index 0", "Ray distributes the shards"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(tmp_path, no_model, capsys, monkeypatch, options, reason):

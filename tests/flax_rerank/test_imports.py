@@ -1,5 +1,6 @@
 """What importing the package does, and what it leaves alone."""
 
+import ast
 import importlib.resources
 import json
 import os
@@ -11,19 +12,26 @@ from pathlib import Path
 import pytest
 
 import flax_rerank
+import flax_rerank.auto
 
 ROOT = Path(__file__).parents[2]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+MAPPINGS = ("AUTO_RERANKER_MAPPING", "RERANKER_CLASS_MAPPING")
 PROBE = """
 import importlib.util, json, sys
 before = importlib.util.find_spec("convert")
 import flax_rerank
+light = "jax" not in sys.modules
+import flax_rerank.cli
+light = light and "jax" not in sys.modules
+from flax_rerank import *
 import flax_rerank.convert
 from jax._src import xla_bridge
 print(json.dumps({
     "modules": sorted({name.partition(".")[0] for name in sys.modules}),
     "backends": xla_bridge.backends_are_initialized(),
     "convert": before is not None,
+    "light": light,
 }))
 """
 
@@ -51,6 +59,11 @@ def test_importing_the_package_does_not_import(imported, module):
     assert module not in imported["modules"]
 
 
+def test_names_are_imported_on_first_use(imported):
+    """So that a command handles signals before JAX is there."""
+    assert imported["light"] is True
+
+
 def test_importing_the_package_starts_no_backend(imported):
     assert imported["backends"] is False
 
@@ -61,7 +74,16 @@ def test_the_package_puts_no_convert_into_the_top_level(imported):
 
 def test_the_public_names_are_there():
     assert len(flax_rerank.__all__) == len(set(flax_rerank.__all__)) >= 10
-    assert all(hasattr(flax_rerank, name) for name in flax_rerank.__all__)
+    assert all(getattr(flax_rerank, name).__name__ == name for name in flax_rerank.__all__ if name not in MAPPINGS)
+    assert all(getattr(flax_rerank, name) is getattr(flax_rerank.auto, name) for name in MAPPINGS)
+    assert set(flax_rerank.__all__) <= set(dir(flax_rerank))
+    with pytest.raises(AttributeError, match=r"module 'flax_rerank' has no attribute 'Reranker'"):
+        _ = flax_rerank.Reranker
+    checked = ast.parse((ROOT / "flax_rerank" / "__init__.py").read_text(encoding="utf-8"))
+    for_editors = {
+        alias.name for node in ast.walk(checked) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert set(flax_rerank.__all__) <= for_editors
 
 
 def test_py_typed_is_installed():

@@ -210,6 +210,7 @@ def test_an_unknown_prompt_format_is_refused_with_the_choices():
         ("prompt", b"x", "str or None"),
         ("use_bf16", "yes", "bool"),
         ("mesh", 3, "str or Mapping or Mesh or None"),
+        ("cutoff_layers", np.array(2), "int or a list of int or None"),
     ],
 )
 def test_a_setting_of_another_type_is_named_with_its_value(name, value, must):
@@ -245,6 +246,23 @@ def test_a_format_takes_the_instruction_and_the_text_only(format_):
         EncoderSettings(passage_instruction_format=format_)
 
 
+@pytest.mark.parametrize("name", ["query_instruction_for_rerank", "passage_instruction_format", "prompt"])
+def test_a_text_that_no_tokenizer_takes_is_named(name):
+    with pytest.raises(ValueError, match=rf"^{name} holds a lone surrogate, '.ud800'"):
+        LightweightSettings(**{name: "{}{}\ud800"})
+
+
+@pytest.mark.parametrize("name", ["sufix", 1])
+def test_a_field_that_prompt_formats_do_not_have_is_named(name):
+    with pytest.raises(TypeError, match=rf"^prompt_format has no field {name!r}; it has prefix, middle, suffix"):
+        LightweightSettings(prompt_format={name: "x"})
+
+
+def test_a_prompt_format_that_no_tokenizer_takes_is_named():
+    with pytest.raises(ValueError, match=r"^prompt_format: middle holds a lone surrogate"):
+        prompts.PromptFormat(middle=("\ud800",))
+
+
 @pytest.mark.parametrize(("name", "error"), [("", ValueError), ("  ", ValueError), (None, TypeError), (7, TypeError)])
 def test_what_is_not_a_name_is_refused(name, error):
     with pytest.raises(error, match="the model"):
@@ -262,6 +280,7 @@ def test_what_is_not_a_name_is_refused(name, error):
         ({"scoring": {"max_length": "64"}}, "scoring: max_length is '64'; it must be int"),
         ({"scoring": {"max_lenght": 64}}, "scoring: .*max_lenght"),
         ({"scoring": {"query_instruction_format": "{0.__class__}"}}, "scoring: query_instruction_format: the format"),
+        ({"scoring": {"passage_instruction_format": "{}{:>2000000000}"}}, "passage_instruction_format: the format"),
     ],
 )
 def test_a_flax_config_that_is_damaged_names_the_field(tmp_path, reranker, changes, named):

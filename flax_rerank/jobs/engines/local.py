@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,11 +11,12 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 
 from flax_rerank.batching import Shape, Table
 from flax_rerank.jobs.job import Job
-from flax_rerank.jobs.manifest import Description, begin, checkpoint_digest
+from flax_rerank.jobs.manifest import Description, Manifest
 from flax_rerank.jobs.rows import Shard
 from flax_rerank.jobs.shards import Marker, ScoredShard, ShardScorer
 from flax_rerank.jobs.stopping import StopSignals
 from flax_rerank.jobs.summary import Progress
+from flax_rerank.jobs.weights import Record, changed_weights
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ class LocalEngine:
         """Whether this process writes what it scores."""
         return not self.lock_step or self.index == 0
 
-    def checkpoint_digest(self, job: Job) -> str:
-        """See `manifest.checkpoint_digest`."""
-        return checkpoint_digest(job)
+    def changed_weights(self, job: Job, recorded: Mapping[str, Record]) -> list[str]:
+        """See `weights.changed_weights`."""
+        return changed_weights(job, recorded)
 
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
@@ -56,16 +57,22 @@ class LocalEngine:
             return []
         scorer = ShardScorer(job)
         signals.install()
-        if self.writes:
-            scorer.table = begin(job, description, shards, scorer.reranker)
+        manifest = Manifest(job, description, shards, scorer.reranker) if self.writes else None
+        if manifest is not None:
+            scorer.table = manifest.table
         if self.lock_step:
             scorer.table, todo = _from_first_process(scorer.table, todo, shards)
         hidden = not (self.show_progress_bar and self.writes)
         with Progress(total=sum(shard.rows for shard in todo), unit="pair", disable=hidden) as progress:
-            return self._score(scorer, todo, signals, progress)
+            return self._score(scorer, manifest, todo, signals, progress)
 
     def _score(
-        self, scorer: ShardScorer, todo: Sequence[Shard], signals: StopSignals, progress: Progress
+        self,
+        scorer: ShardScorer,
+        manifest: Manifest | None,
+        todo: Sequence[Shard],
+        signals: StopSignals,
+        progress: Progress,
     ) -> Sequence[Marker]:
         """Three shards are in memory at a time: one that is read ahead, one on the devices, one that is written."""
         cancelled = threading.Event()
@@ -87,6 +94,8 @@ class LocalEngine:
                         reader.submit(scorer.prepare, after, cancelled.is_set) for after in todo[number : number + 1]
                     ]
                     scored = scorer.score(ready, not progress.disable)
+                    if manifest is not None:
+                        manifest.write()
                     written.result()
                     written = writer.submit(write, shard, scored)
                     del ready, scored  # else they would live until the next ones are there

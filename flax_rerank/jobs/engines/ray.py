@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 from flax_rerank.jobs.engines.local import unfinished
 from flax_rerank.jobs.job import Job
-from flax_rerank.jobs.manifest import Description, begin, check, checkpoint_digest
+from flax_rerank.jobs.manifest import Description, Manifest, check
 from flax_rerank.jobs.rows import Shard
 from flax_rerank.jobs.shards import Marker, ShardScorer
 from flax_rerank.jobs.stopping import StopSignals
 from flax_rerank.jobs.summary import Progress
+from flax_rerank.jobs.weights import Record, changed_weights
 
 T = TypeVar("T")
 
@@ -35,9 +36,9 @@ class RayEngine:
     lock_step = False
     writes = True
 
-    def checkpoint_digest(self, job: Job) -> str:
-        """See `manifest.checkpoint_digest`; computed on the cluster, where the model is."""
-        return self._call(checkpoint_digest, job)
+    def changed_weights(self, job: Job, recorded: Mapping[str, Record]) -> list[str]:
+        """See `weights.changed_weights`; called on the cluster, where the model is."""
+        return self._call(changed_weights, job, recorded)
 
     def run(
         self, job: Job, description: Description, shards: Sequence[Shard], signals: StopSignals
@@ -52,9 +53,9 @@ class RayEngine:
         ray = self._connect()
         signals.install()  # Ray took SIGTERM
         options = self._remote_arguments()
-        if check(job, description) is None:
+        if check(job, description, self.changed_weights) is None:
             # Once, before the actors start; each of them then checks that the manifest is that of its reranker.
-            self._call(lambda: begin(job, description, shards, job.load()), **options)
+            self._call(lambda: Manifest(job, description, shards, job.load()).write(), **options)
         items = [{"shard": shard.index} for shard in todo]
         results = ray.data.from_items(items, override_num_blocks=len(todo)).map_batches(
             ShardActor,
@@ -111,7 +112,7 @@ class ShardActor:
     def __init__(self, job: Job, description: Description, shards: Sequence[Shard]) -> None:
         self._shards = shards
         self._scorer = ShardScorer(job)
-        self._scorer.table = begin(job, description, shards, self._scorer.reranker)
+        self._scorer.table = Manifest(job, description, shards, self._scorer.reranker).table
         self._devices = threading.Lock()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:

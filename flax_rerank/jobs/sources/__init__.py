@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from flax_rerank.jobs import files
 from flax_rerank.jobs.sources.jsonl import JsonlSource
 from flax_rerank.jobs.sources.parquet import ParquetSource
+from flax_rerank.jobs.sources.records import LIMITS, Limits
 from flax_rerank.jobs.sources.texts import beir_files
 from flax_rerank.jobs.sources.trec import TrecSource
 
-__all__ = ["JsonlSource", "ParquetSource", "Source", "TrecSource", "beir_files", "open_source"]
+__all__ = ["JsonlSource", "Limits", "ParquetSource", "Source", "TrecSource", "beir_files", "open_source"]
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
@@ -17,19 +18,19 @@ Source = JsonlSource | ParquetSource | TrecSource
 
 
 def open_source(
-    paths: Sequence[str], *, query_field: str = "query", passage_field: str = "passage"
+    paths: Sequence[str], *, query_field: str = "query", passage_field: str = "passage", limits: Limits = LIMITS
 ) -> JsonlSource | ParquetSource:
     """The source for files of pairs, by their suffix: JSON lines (.gz, .zst or neither) or Parquet.
 
-    Raises ValueError for no files, other files or files of two kinds, and IsADirectoryError for a folder.
+    Raises ValueError for no files, other files or files of two formats, and IsADirectoryError for a folder.
     """
     if not paths:
         raise ValueError("no input files")
     kinds = {_kind(path): path for path in paths}
     if len(kinds) > 1:
-        raise ValueError(f"{' and '.join(kinds.values())} are of two kinds; score them in two jobs")
+        raise ValueError(f"{' and '.join(kinds.values())} have different formats; score them in two jobs")
     (kind,) = kinds
-    return kind(list(paths), query_field, passage_field)
+    return kind(list(paths), query_field, passage_field, limits)
 
 
 def _kind(path: str) -> type[JsonlSource | ParquetSource]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Reject, Row, Shard
-from flax_rerank.jobs.sources.records import fingerprint, require_texts, string_in
+from flax_rerank.jobs.sources.records import LIMITS, Limits, require_texts, string_in
 
 
 class OpenFile(NamedTuple):
@@ -26,11 +26,13 @@ class PairSource(ABC):
     Args:
         files: their paths.
         query_field, passage_field: the fields, or columns, of the texts.
+        limits: of lines and texts; what exceeds them is rejected.
     """
 
     files: Sequence[str]
     query_field: str = "query"
     passage_field: str = "passage"
+    limits: Limits = LIMITS
     # By file, those that were read anyway.
     _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     # The file of the last shard stays open for the next one, which would otherwise decompress all rows before it.
@@ -39,12 +41,11 @@ class PairSource(ABC):
     kind: ClassVar[str]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.files, self.query_field, self.passage_field)
+        return type(self), (self.files, self.query_field, self.passage_field, self.limits)
 
-    def fingerprint(self) -> str:
-        """A digest of all input that a score can depend on: equal for equal inputs, different for others."""
-        digests = [self._digests.get(file) or files.digest(file) for file in self.files]
-        return fingerprint([self.kind, self.query_field, self.passage_field], digests)
+    def digests(self) -> list[list[str]]:
+        """Each file, and a digest of its content, as JSON has it."""
+        return [[file, self._digests.get(file) or files.digest(file)] for file in self.files]
 
     def shards(self, rows: int) -> list[Shard]:
         """The input in shards of `rows` rows. Raises ValueError or OSError for what is wrong with a whole file."""
@@ -66,11 +67,13 @@ class PairSource(ABC):
         """
         for number, raw in enumerate(self._rows(shard), start=shard.first):
             try:
+                if isinstance(raw, ValueError):
+                    raise raw
                 record = self._record(raw)
                 if record is None:
                     continue
                 query, passage = string_in(record, self.query_field), string_in(record, self.passage_field)
-                require_texts(query, passage)
+                require_texts(query, passage, self.limits)
             except ValueError as error:
                 yield Reject(shard.file, number, str(error))
             else:
@@ -98,7 +101,8 @@ class PairSource(ABC):
 
     @abstractmethod
     def _open(self, shard: Shard) -> tuple[int, Generator[Any]]:
-        """Open a shard's file: the number of the first row that comes, at most the shard's, and the rows."""
+        """Open a shard's file: the number of the first row that comes, at most the shard's, and the rows. An error
+        stands for a row that cannot be read."""
 
     @abstractmethod
     def _record(self, raw: Any) -> dict[str, Any] | None:

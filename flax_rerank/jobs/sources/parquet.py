@@ -1,6 +1,7 @@
 """Parquet: one pair a row, with columns for query and passage and any others. Needs pyarrow."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
@@ -18,7 +19,8 @@ BATCH_ROWS = 1024
 
 
 class ParquetSource(PairSource):
-    """Parquet files. A record has all columns, as Python values."""
+    """Parquet files. A record has all columns, as Python values; those of types that JSON lacks as Arrow's scalars,
+    since Python's times are coarser."""
 
     kind = "parquet"
 
@@ -41,27 +43,29 @@ class ParquetSource(PairSource):
     def _require_columns(self, file: str, schema: "pa.Schema") -> None:
         import pyarrow.types as types
 
+        twice = [name for name, count in Counter(schema.names).items() if count > 1]
+        if twice:
+            raise ValueError(f'{file} has more than one column "{twice[0]}"; rename or drop the others')
         for column in (self.query_field, self.passage_field):
             if column not in schema.names:
                 raise ValueError(f'{file} has no column "{column}", only {", ".join(schema.names)}')
             kind = schema.field(column).type
             values = kind.value_type if types.is_dictionary(kind) else kind
             if not (types.is_string(values) or types.is_large_string(values) or types.is_string_view(values)):
-                raise ValueError(f'{file}: the column "{column}" holds no strings but {kind}')
+                raise ValueError(f'{file}: the column "{column}" holds {kind}, not strings')
 
-    def _open(self, shard: Shard) -> tuple[int, Generator[dict[str, Any] | UnicodeDecodeError]]:
-        def records() -> Generator[dict[str, Any] | UnicodeDecodeError]:
+    def _open(self, shard: Shard) -> tuple[int, Generator[dict[str, Any] | ValueError]]:
+        def records() -> Generator[dict[str, Any] | ValueError]:
             with open_parquet(shard.file) as table:
-                groups = range(shard.offset, table.num_row_groups)
-                for batch in table.iter_batches(BATCH_ROWS, row_groups=groups):
-                    yield from _records_of(batch)
+                starts = _group_starts(table)
+                for group in range(shard.offset, table.num_row_groups):
+                    for batch in _batches(shard.file, table, group, starts[group]):
+                        yield from _records_of(batch)
 
         with open_parquet(shard.file) as table:
             return _group_starts(table)[shard.offset] + 1, records()
 
-    def _record(self, raw: dict[str, Any] | UnicodeDecodeError) -> dict[str, Any]:
-        if isinstance(raw, UnicodeDecodeError):
-            raise ValueError(f"not UTF-8: {raw}")
+    def _record(self, raw: dict[str, Any]) -> dict[str, Any]:
         return raw
 
 
@@ -73,8 +77,8 @@ def open_parquet(file: str) -> "Iterator[pq.ParquetFile]":
 
     with files.open_raw(file) as stream:
         try:
-            table = pq.ParquetFile(stream, buffer_size=files.BLOCK, pre_buffer=False)
-        except (pa.ArrowInvalid, OSError) as error:
+            table = pq.ParquetFile(stream, buffer_size=files.BLOCK, pre_buffer=False, page_checksum_verification=True)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is not a Parquet file: {error}") from error
         yield table
 
@@ -107,13 +111,66 @@ def _group_starts(table: "pq.ParquetFile") -> list[int]:
     return list(accumulate(counts, initial=0))
 
 
-def _records_of(batch: "pa.RecordBatch") -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """A dict for each row, or the error of one whose strings are not UTF-8: Parquet does not check them."""
+def json_holds(kind: "pa.DataType") -> bool:
+    """Whether JSON has a type for the values of a column."""
+    import pyarrow.types as types
+
+    if types.is_nested(kind):
+        return all(json_holds(kind.field(index).type) for index in range(kind.num_fields))
+    if types.is_dictionary(kind):
+        return json_holds(kind.value_type)
+    strings = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return (
+        strings or types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind)
+    )
+
+
+def _batches(file: str, table: "pq.ParquetFile", group: int, before: int) -> "Iterator[pa.RecordBatch]":
+    """A row group, piece by piece; `before` rows come before it. Raises ValueError that names the rows and columns
+    that cannot be read."""
+    import pyarrow as pa
+
+    done = 0
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
+        for batch in table.iter_batches(BATCH_ROWS, row_groups=[group]):
+            yield batch
+            done += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        rows = table.metadata.row_group(group).num_rows
+        columns = [name for name in table.schema_arrow.names if not _is_readable(table, group, name)]
+        raise ValueError(
+            f"{file}: rows {before + done + 1} to {before + rows} cannot be read, because of the columns "
+            f"{', '.join(columns)}: {error}"
+        ) from error
+
+
+def _is_readable(table: "pq.ParquetFile", group: int, column: str) -> bool:
+    import pyarrow as pa
+
+    try:
+        table.read_row_group(group, [column])
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+def _values(column: "pa.Array") -> list[Any]:
+    if json_holds(column.type):
+        return column.to_pylist()
+    return [scalar if scalar.is_valid else None for scalar in column]
+
+
+def _records_of(batch: "pa.RecordBatch") -> Iterator[dict[str, Any] | ValueError]:
+    """A dict for each row, or the error of one whose strings are not UTF-8: Parquet does not check them."""
+    names = batch.schema.names
+    try:
+        columns = [_values(column) for column in batch.columns]
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            yield ValueError(f"not UTF-8: {error}")
+            return
         for index in range(batch.num_rows):
-            try:
-                yield batch.slice(index, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield error
+            yield from _records_of(batch.slice(index, 1))
+    else:
+        for values in zip(*columns, strict=True):
+            yield dict(zip(names, values, strict=True))

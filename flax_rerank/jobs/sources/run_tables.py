@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from flax_rerank.jobs.sources.records import numbered_lines
+from flax_rerank.jobs.sources.records import Limits, numbered_lines
 from flax_rerank.jobs.sources.texts import read_texts
 
 NAMED = 3
@@ -31,7 +31,8 @@ class RunTables:
     without text or with two, and an empty file.
     """
 
-    def __init__(self, run: str, queries: str, corpus: str, top_k: int) -> None:
+    def __init__(self, run: str, queries: str, corpus: str, top_k: int, limits: Limits) -> None:
+        self._limits = limits
         # Threads share the connection; SQLite itself locks it.
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         weakref.finalize(self, self._database.close)
@@ -61,7 +62,7 @@ class RunTables:
     def _read_run(self, run: str) -> None:
         def rows() -> Iterator[tuple[int, str, int, float, int]]:
             last, number = None, 0
-            for line_number, line in numbered_lines(run):
+            for line_number, line in numbered_lines(run, self._limits):
                 try:
                     qid, docid, rank, score = parse_run_line(line)
                 except ValueError as error:
@@ -94,7 +95,10 @@ class RunTables:
     def _read_texts(self, role: str, run: str, path: str) -> None:
         self._database.executemany(
             f"INSERT INTO {role}_text SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM {role} WHERE id = ?)",
-            ((name, text, line, name) for line, name, text in read_texts(path, titles=role == "passage")),
+            (
+                (name, text, line, name)
+                for line, name, text in read_texts(path, titles=role == "passage", limits=self._limits)
+            ),
         )
         self._database.execute(f"CREATE INDEX {role}_text_id ON {role}_text (id)")
         twice = self._database.execute(
@@ -115,7 +119,7 @@ def parse_run_line(line: bytes) -> tuple[str, str, int, float]:
     """Query id, document id, rank and score of a line of a run. Raises ValueError for another line."""
     columns = line.decode("utf-8").split()
     if len(columns) != 6:
-        raise ValueError(f"{len(columns)} columns where there should be 6: qid Q0 docid rank score tag")
+        raise ValueError(f"the number of columns is {len(columns)}; it must be 6: qid Q0 docid rank score tag")
     qid, _, docid, rank, score, _ = columns
     try:
         number, value = int(rank), float(score)

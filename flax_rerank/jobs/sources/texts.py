@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flax_rerank.jobs import files
-from flax_rerank.jobs.sources.records import numbered_lines, parse_object, string_in
+from flax_rerank.jobs.sources.records import LIMITS, Limits, numbered_lines, parse_object, string_in
 
 PLAIN = ("id", "text")
 TITLED = ("id", "title", "text")
 
 
-def read_texts(path: str, *, titles: bool) -> Iterator[tuple[int, str, str]]:
+def read_texts(path: str, *, titles: bool, limits: Limits = LIMITS) -> Iterator[tuple[int, str, str]]:
     """The line (from 1), id and text of each query or passage (with `titles`) in a .jsonl or .tsv (.gz, .zst or not).
 
     Raises ValueError for another kind of file, or a line at fault, as "path:line: reason".
@@ -26,7 +26,7 @@ def read_texts(path: str, *, titles: bool) -> Iterator[tuple[int, str, str]]:
     if not stem.endswith((".jsonl", ".tsv")):
         raise ValueError(f"{path}: texts come from .jsonl or .tsv files (also .gz, .zst)")
     columns: tuple[str, ...] = ()
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, limits):
         try:
             if stem.endswith(".jsonl"):
                 row = _read_object(line, titles)
@@ -40,7 +40,7 @@ def read_texts(path: str, *, titles: bool) -> Iterator[tuple[int, str, str]]:
                         continue
                 if len(cells) != len(columns):
                     names = ", ".join(columns)
-                    raise ValueError(f"{len(cells)} columns where there should be {len(columns)}: {names}")
+                    raise ValueError(f"the number of columns is {len(cells)}; it must be {len(columns)}: {names}")
                 row = dict(zip(columns, cells, strict=True))
             yield number, row["id"], f"{row.get('title', '')} {row['text']}".strip() if titles else row["text"]
         except ValueError as error:

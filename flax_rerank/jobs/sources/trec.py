@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Reject, Row, Shard
-from flax_rerank.jobs.sources.records import fingerprint, require_texts
+from flax_rerank.jobs.sources.records import LIMITS, Limits, require_texts
 from flax_rerank.jobs.sources.run_tables import RunTables
 
 
@@ -21,18 +21,20 @@ class TrecSource:
     Each process reads all files once, on first use, into a temporary database; see `RunTables`.
     """
 
+    kind: ClassVar[str] = "trec"
+
     run: str  # lines of "qid Q0 docid rank score tag"
     queries: str  # .jsonl (BEIR) or .tsv; see `flax_rerank.jobs.sources.texts`
     corpus: str  # as queries
     top_k: int = 100  # passages a query
+    limits: Limits = LIMITS
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.run, self.queries, self.corpus, self.top_k)
+        return type(self), (self.run, self.queries, self.corpus, self.top_k, self.limits)
 
-    def fingerprint(self) -> str:
-        """A digest of all input that a score can depend on: equal for equal inputs, different for others."""
-        digests = [files.digest(file) for file in (self.run, self.queries, self.corpus)]
-        return fingerprint(["trec", self.top_k], digests)
+    def digests(self) -> list[list[str]]:
+        """Each file, and a digest of its content, as JSON has it."""
+        return [[file, files.digest(file)] for file in (self.run, self.queries, self.corpus)]
 
     def shards(self, rows: int) -> list[Shard]:
         """The input in shards of whole queries: as many as fit into `rows` rows, but at least one.
@@ -54,7 +56,7 @@ class TrecSource:
         """The rows of a shard, in order, and in their places those that cannot be scored."""
         for line, qid, query, docid, passage, rank, score in self._tables.candidates(shard.first, shard.rows):
             try:
-                require_texts(query, passage)
+                require_texts(query, passage, self.limits)
             except ValueError as error:
                 yield Reject(self.run, line, f"{error} (query {qid}, passage {docid})")
             else:
@@ -62,4 +64,4 @@ class TrecSource:
 
     @cached_property
     def _tables(self) -> RunTables:
-        return RunTables(self.run, self.queries, self.corpus, self.top_k)
+        return RunTables(self.run, self.queries, self.corpus, self.top_k, self.limits)

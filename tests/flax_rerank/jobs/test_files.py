@@ -61,7 +61,7 @@ def test_concatenated_files_are_one_file(folder, suffix):
 
 
 def test_files_compressed_otherwise_are_not_concatenated(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.gz and .*all\.zst are not compressed alike"):
+    with pytest.raises(ValueError, match=r"a\.gz and .*all\.zst are compressed in different ways"):
         files.concatenate([str(tmp_path / "a.gz")], str(tmp_path / "all.zst"))
 
 

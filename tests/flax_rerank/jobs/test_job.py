@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import jax
 import pytest
 
 from flax_rerank.batching import Shape
-from flax_rerank.jobs import files
+from flax_rerank.jobs import files, manifest, weights
 from flax_rerank.jobs.engines.local import LocalEngine
+from flax_rerank.jobs.formats import Format
 from flax_rerank.jobs.job import read_json
 from flax_rerank.jobs.rows import Shard
 from flax_rerank.jobs.run import run_job
@@ -144,14 +146,96 @@ def test_another_job_does_not_mix(make_job, tmp_path):
         run(fake.but(settings={"max_length": 128}))
     with pytest.raises(ValueError, match="shards is 3 there and 2 here; shard_rows is 3 there and 5 here"):
         run(fake.but(shard_rows=5))
-    (tmp_path / "model" / "config.json").write_text('{"changed": 1}')
-    with pytest.raises(ValueError, match="weights is "):
-        run(fake)
-    (tmp_path / "model" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds another job: input is "):
+    (source,) = fake.job.source.files
+    with pytest.raises(ValueError, match=rf"holds another job: input file {source} was changed\. Give"):
         run(make_job([*PASSAGES[:-1], "another"], name="folder"))
+    written = read_json(fake.job.manifest)
+    Path(fake.job.manifest).write_text(json.dumps(written | {"format_version": 2, "input": "0", "weights": "1"}))
+    with pytest.raises(ValueError, match="holds another job: format_version is 2 there and 3 here"):
+        run(fake)
+    Path(fake.job.manifest).write_text(json.dumps({"format": "flax-rerank job", "format_version": 3}))
+    with pytest.raises(ValueError, match="it is damaged: it has no flax_rerank, input, model, settings"):
+        run(fake)
+    Path(fake.job.manifest).write_text(json.dumps(written))
     assert run(fake.but(settings={"max_length": 128}), overwrite=True).complete
     assert read_json(fake.job.manifest)["settings"] == {"max_length": 128}
+
+
+def weights_of(fake, size=9 << 20):
+    """A file of weights of which no part that matters is at a fixed place."""
+    path = Path(fake.job.model) / "model.safetensors"
+    path.write_bytes(bytes(size))
+    return path
+
+
+@pytest.mark.parametrize("name", ["folder", "scores.jsonl"])
+def test_other_weights_are_refused_by_the_name_of_their_file(make_job, name):
+    fake = make_job(PASSAGES, name=name)
+    path = weights_of(fake)
+    run(fake)
+    assert run(fake.but(load=None)).complete
+    os.utime(path, (1, 1))
+    assert run(fake.but(load=None)).complete  # the same bytes at another time
+    with path.open("r+b") as file:
+        file.seek(5_000_017)
+        file.write(b"x")
+    with pytest.raises(
+        (ValueError, FileExistsError), match=r"job: model\.safetensors was changed\. Give another output"
+    ):
+        run(fake)
+    path.write_bytes(b"x")
+    with pytest.raises(
+        (ValueError, FileExistsError), match=r"model\.safetensors was changed \(size 1 instead of 9,437,184\)"
+    ):
+        run(fake)
+    path.unlink()
+    (Path(fake.job.model) / "model-1.safetensors").write_bytes(b"")
+    with pytest.raises((ValueError, FileExistsError), match=r"safetensors is new; model\.safetensors is missing"):
+        run(fake)
+
+
+def test_the_weights_are_hashed_beside_the_first_shard_and_before_it_is_written(make_job, monkeypatch):
+    order, scored = [], threading.Event()
+
+    def hashes(job):
+        assert scored.wait(60)
+        assert list(Path(job.folder).iterdir()) == []
+        order.append("hashed")
+        return weights.record_weights(job)
+
+    monkeypatch.setattr(manifest, "record_weights", hashes)
+    fake = make_job(PASSAGES, name="folder", on_run=lambda pairs: (order.append("scored"), scored.set()))
+    Path(fake.job.folder).mkdir()
+    assert run(fake).complete
+    assert order == ["scored", "hashed", "scored", "scored"]
+
+
+def test_a_flax_checkpoint_is_told_by_the_hashes_of_its_manifest(make_job):
+    fake = make_job(PASSAGES, name="folder")
+    model = Path(fake.job.model)
+    (model / "params").mkdir()
+    (model / "params" / "array").write_bytes(b"a")
+    (model / "manifest.json").write_text(json.dumps({"files": {"params/array": "1", "config.json": "2"}}))
+    recorded = weights.record_weights(fake.job)
+    assert sorted(recorded) == ["config.json", "params"]
+    os.utime(model / "params" / "array", (1, 1))
+    assert weights.changed_weights(fake.job, recorded) == []
+    (model / "manifest.json").write_text(json.dumps({"files": {"params/array": "3", "config.json": "2"}}))
+    assert weights.changed_weights(fake.job, recorded) == ["params was changed"]
+    (model / "manifest.json").unlink()
+    by_bytes = weights.record_weights(fake.job)
+    (model / "params" / "array").write_bytes(b"b")
+    os.utime(model / "params" / "array", (2, 2))
+    assert weights.changed_weights(fake.job, by_bytes) == ["params was changed"]
+
+
+def test_a_row_that_does_not_fit_is_named_with_its_file(make_job):
+    fake = make_job(PASSAGES, name="folder")
+    (source,) = fake.job.source.files
+    lines = [json.dumps({"query": "q", "passage": "p", "n": n}) for n in (1, "one")]
+    Path(source).write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=rf'^{source}: row 2: the field "n" does not fit'):
+        run(fake.but(format=Format(".parquet")))
 
 
 @pytest.mark.parametrize(
@@ -162,9 +246,9 @@ def test_another_reranker_does_not_mix(make_job, name, there, here):
     fake = make_job(PASSAGES, name="folder")
     run(fake)
     Path(fake.job.finished()[0]).unlink()
-    manifest = read_json(fake.job.manifest)
-    assert manifest[name] == here
-    Path(fake.job.manifest).write_text(json.dumps(manifest | {name: there}))
+    written = read_json(fake.job.manifest)
+    assert written[name] == here
+    Path(fake.job.manifest).write_text(json.dumps(written | {name: there}))
     with pytest.raises(ValueError, match=f'{name} is "{there}" there and "{here}" here'):
         run(fake)
 
@@ -384,6 +468,20 @@ def test_a_signal_that_is_swallowed_is_obeyed_at_the_next_shard(make_job):
     with pytest.raises(SystemExit):
         run(fake)
     assert list(fake.job.finished()) == [0]
+
+
+def test_a_signal_in_a_finaliser_is_obeyed_without_a_traceback(make_job, monkeypatch):
+    class Finalised:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    with pytest.raises(SystemExit) as stop:
+        run(make_job(PASSAGES, on_run=lambda pairs: Finalised() and None))
+    assert stop.value.code == 143
+    assert shown == []
+    assert sys.unraisablehook == shown.append
 
 
 @pytest.mark.parametrize("place", ["read", "write"])

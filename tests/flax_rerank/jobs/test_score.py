@@ -4,6 +4,8 @@ import json
 from contextlib import ExitStack
 
 import jax
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from reference_cases import CASES, largest_difference, load_case
 
@@ -11,6 +13,7 @@ from flax_rerank import FlaxAutoReranker, FlaxReranker, RerankerModelClass, Shar
 from flax_rerank.jobs import JobOptions, score_files
 from flax_rerank.jobs.engines import LocalEngine, RayEngine, engine_of
 from flax_rerank.jobs.inputs_outputs import output_of, source_of
+from flax_rerank.jobs.sources import Limits
 
 BERT = CASES / "encoder-bert"
 
@@ -38,6 +41,8 @@ def test_files_are_scored_as_pairs_are(tmp_path, pairs, reranker):
         "adapter": None,
         "query_field": "query",
         "passage_field": "passage",
+        "max_line_bytes": 8 << 20,
+        "max_text_chars": 1_000_000,
         "output": ".jsonl",
     }
 
@@ -101,6 +106,22 @@ def test_no_text_of_a_run_may_be_the_output(tmp_path, role):
     options = JobOptions(**paths, output=tmp_path / "link.jsonl")
     with pytest.raises(ValueError, match=rf"input and output are the same file, .*{role}\.jsonl"):
         source_of(options, ExitStack())
+
+
+def test_columns_that_json_lacks_are_refused_before_scoring(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    columns = {"query": ["q"], "passage": ["p"], "when": pa.array([0], pa.timestamp("ms"))}
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match=r'pairs\.parquet: the column "when" holds timestamp\[ms\], for which JSON'):
+        score_files(str(BERT), JobOptions(input=path, output=tmp_path / "scores.jsonl"))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_limits_are_options_of_the_job(tmp_path, pairs):
+    options = JobOptions(input=pairs, output=tmp_path / "scores.jsonl", max_line_bytes=7, max_text_chars=9)
+    assert source_of(options, ExitStack()).limits == Limits(7, 9)
+    with pytest.raises(ValueError, match="max_text_chars is 0; it must be at least 1"):
+        JobOptions(input=pairs, output=tmp_path / "scores.jsonl", max_text_chars=0)
 
 
 @pytest.mark.parametrize("name", ["out.json", "s.csv"])

@@ -1,14 +1,16 @@
 """JSON lines: shards that cover each line once, and rows that say what is wrong with them."""
 
+import gzip
 import json
 import pickle
+import tracemalloc
 
 import pytest
 
 from flax_rerank.jobs import files
 from flax_rerank.jobs.rows import Reject, Row, Shard
 from flax_rerank.jobs.sources import JsonlSource, ParquetSource, open_source
-from flax_rerank.jobs.sources.records import numbered_lines
+from flax_rerank.jobs.sources.records import Limits, numbered_lines
 
 
 def write(path, *lines, end="\n"):
@@ -98,12 +100,59 @@ def test_a_byte_order_mark_is_skipped_and_utf16_is_named(tmp_path):
     path.write_text(pair(1), encoding="utf-8-sig")
     source = JsonlSource([str(path)])
     assert [row.query for row in rows_of(source, source.shards(10))] == ["q1"]
-    assert list(numbered_lines(str(path))) == [(1, pair(1).encode())]
+    assert list(numbered_lines(str(path), Limits())) == [(1, pair(1).encode())]
     for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
         path.write_text(pair(1), encoding=encoding)
-        for read in (lambda: source.shards(10), lambda: list(numbered_lines(str(path)))):
+        for read in (lambda: source.shards(10), lambda: list(numbered_lines(str(path), Limits()))):
             with pytest.raises(ValueError, match=r"a\.jsonl is UTF-16; convert it to UTF-8"):
                 read()
+
+
+@pytest.mark.parametrize("place", ["{}/a.jsonl", "{}/a.jsonl.gz", "{}/a.jsonl.zst", "memory://{}/a.jsonl"])
+def test_what_exceeds_a_limit_is_rejected_by_line(tmp_path, place):
+    fits = pair(7)  # of 33 bytes
+    lines = [
+        fits,
+        fits + " ",
+        '{"query": "q7", "passage": "x"}' + " " * 200,
+        '{"query": "1234567", "passage": "x"}',
+        fits,
+    ]
+    path = write(place.format(tmp_path), *lines[:3], fits, '{"query": "12345678"}', fits, "", end=fits)
+    source = JsonlSource([path], limits=Limits(len(fits.encode()), 5))
+    shards = source.shards(2)
+    rows = rows_of(source, shards)
+    assert [row.number for row in rows] == [*range(1, 7), 7]
+    assert [row.number for row in rows if isinstance(row, Row)] == [1, 4, 6, 7]
+    assert [row.reason for row in rows if isinstance(row, Reject)] == [
+        *[f"the line has more than {len(fits.encode())} bytes (max_line_bytes)"] * 2,
+        '"passage" is missing',
+    ]
+
+
+def test_a_long_text_is_rejected_in_every_input(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"query": "123456", "passage": "x"}', '{"query": "x", "passage": "12345"}')
+    rows = rows_of(source := JsonlSource([path], limits=Limits(text_chars=5)), source.shards(9))
+    assert rows[0].reason == "the query has 6 characters, more than 5 (max_text_chars)"
+    assert rows[1].passage == "12345"
+
+
+def test_a_long_line_is_not_held_in_memory(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wb", 1) as sink:
+        sink.write(b'{"query": "q", "passage": "')
+        for _ in range(40):
+            sink.write(b"x" * (1 << 20))
+        sink.write(b'"}\n' + pair(1).encode())
+    assert path.stat().st_size < 1 << 20
+    source = JsonlSource([str(path)], limits=Limits(1 << 16))
+    tracemalloc.start()
+    long, short = rows_of(source, source.shards(9))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert long.reason == "the line has more than 65,536 bytes (max_line_bytes)"
+    assert short.query == "q1"
+    assert peak < 16 << 20
 
 
 def test_fields_may_have_other_names(tmp_path):
@@ -140,16 +189,17 @@ def test_a_file_that_lost_rows_is_not_read_silently(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_the_fingerprint_is_that_of_the_content_and_the_fields(tmp_path, suffix):
+def test_digests_are_those_of_the_content(tmp_path, suffix):
     a, b, c = (
         write(tmp_path / f"{name}.jsonl{suffix}", *map(pair, range(count)))
         for name, count in (("a", 3), ("b", 3), ("c", 4))
     )
     scanned = JsonlSource([a, c])
     scanned.shards(2)
-    assert scanned.fingerprint() == JsonlSource([b, c]).fingerprint()
-    others = [JsonlSource([a]), JsonlSource([c, a]), JsonlSource([a, a]), JsonlSource([a, c], "q")]
-    assert len({source.fingerprint() for source in (scanned, *others)}) == 5
+    assert scanned.digests() == JsonlSource([a, c]).digests()
+    (of_a, of_b), of_c = (source.digests() for source in (JsonlSource([a, b]), JsonlSource([c])))
+    assert of_a == [a, of_b[1]]
+    assert of_c != [[c, of_a[1]]]
 
 
 def test_urls_are_read_where_a_shard_starts(tmp_path):
@@ -166,7 +216,7 @@ def test_the_suffix_says_what_an_input_is():
     assert open_source(["a.parquet"], passage_field="p") == ParquetSource(["a.parquet"], "query", "p")
     with pytest.raises(ValueError, match=r"a\.csv: inputs are \.jsonl"):
         open_source(["a.csv"])
-    with pytest.raises(ValueError, match=r"a\.jsonl and b\.parquet are of two kinds"):
+    with pytest.raises(ValueError, match=r"a\.jsonl and b\.parquet have different formats"):
         open_source(["a.jsonl", "b.parquet"])
     with pytest.raises(ValueError, match="no input files"):
         open_source([])

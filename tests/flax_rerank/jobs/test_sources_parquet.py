@@ -1,13 +1,17 @@
 """Parquet: shards across row groups, columns checked before anything is scored."""
 
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flax_rerank.jobs.formats import Format
 from flax_rerank.jobs.rows import Reject, Row
-from flax_rerank.jobs.sources import ParquetSource
+from flax_rerank.jobs.sources import Limits, ParquetSource
+from flax_rerank.jobs.sources.parquet import json_holds
 
 
 def write(path, count=50, **more):
@@ -55,7 +59,7 @@ def test_nulls_and_bad_text_are_rejects(tmp_path):
     ("fields", "reason"),
     [
         (("query", "text"), r'a\.parquet has no column "text", only id, query, passage$'),
-        (("id", "passage"), r'a\.parquet: the column "id" holds no strings but int32'),
+        (("id", "passage"), r'a\.parquet: the column "id" holds int32, not strings$'),
     ],
 )
 def test_columns_are_checked_before_scoring(tmp_path, fields, reason):
@@ -94,8 +98,76 @@ def test_the_schema_holds_the_columns_of_all_files(tmp_path):
         ParquetSource(paths).shards(10)
 
 
-def test_the_fingerprint_is_that_of_the_content_and_the_columns(tmp_path):
+def test_digests_are_those_of_the_content(tmp_path):
     a, b, c = (write(tmp_path / f"{name}.parquet", count) for name, count in (("a", 3), ("b", 3), ("c", 4)))
-    assert ParquetSource([a]).fingerprint() == ParquetSource([b]).fingerprint()
-    sources = [ParquetSource([a]), ParquetSource([c]), ParquetSource([a, c]), ParquetSource([a], "q")]
-    assert len({source.fingerprint() for source in sources}) == 4
+    digests = ParquetSource([a, b, c]).digests()
+    assert [file for file, _ in digests] == [a, b, c]
+    assert digests[0][1] == digests[1][1] != digests[2][1]
+
+
+@pytest.mark.parametrize("name", ["query", "id"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path, name):
+    path = str(tmp_path / "a.parquet")
+    names = ["query", "passage", "id", name]
+    pq.write_table(pa.table([pa.array(["x"])] * 4, names=names), path)
+    with pytest.raises(ValueError, match=rf'a\.parquet has more than one column "{name}"; rename or drop the others'):
+        ParquetSource([path]).shards(10)
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_corrupt_page_is_named_by_file_rows_and_column(tmp_path, checksum):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"query": [f"q{n}" for n in range(20)], "passage": [f"p{n}" * 50 for n in range(20)]})
+    pq.write_table(
+        table, path, row_group_size=8, compression="gzip", use_dictionary=False, write_page_checksum=checksum
+    )
+    chunk = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    data = bytearray(path.read_bytes())
+    for place in range(1, 9):
+        data[chunk.data_page_offset + chunk.total_compressed_size - place] ^= 0xFF
+    path.write_bytes(data)
+    source = ParquetSource([str(path)])
+    rows = source.read(source.shards(100)[0])
+    with pytest.raises(ValueError, match=r"a\.parquet: rows 9 to 16 cannot be read, because of the columns passage: "):
+        list(rows)
+
+
+def test_a_damaged_name_of_a_column_is_named_by_file(tmp_path):
+    path = Path(write(tmp_path / "a.parquet"))
+    path.write_bytes(path.read_bytes().replace(b"passage", b"passag\xf0"))
+    with pytest.raises(ValueError, match=r"a\.parquet is not a Parquet file"):
+        ParquetSource([str(path)]).shards(10)
+
+
+def test_a_long_text_of_a_table_is_rejected(tmp_path):
+    source = ParquetSource([write(tmp_path / "a.parquet", 2, passage=["123456", "12345"])], limits=Limits(1, 5))
+    long, short = rows_of(source, source.shards(10))
+    assert long.reason == "the passage has 6 characters, more than 5 (max_text_chars)"
+    assert short.passage == "12345"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.timestamp("ns"), pa.timestamp("us", "UTC"), pa.date32(), pa.duration("ns"), pa.binary()),
+        *(pa.decimal128(5, 2), pa.list_(pa.timestamp("ns")), pa.struct([("a", pa.time64("ns"))])),
+    ],
+)
+def test_types_that_json_lacks_keep_every_bit(tmp_path, kind):
+    values = pa.array([None, 1234567891234567891 if pa.types.is_timestamp(kind) else None], kind)
+    source = ParquetSource([write(tmp_path / "a.parquet", 2, more=values)])
+    rows = rows_of(source, source.shards(10))
+    assert not json_holds(kind)
+    Format(".parquet", source.schema()).write(str(tmp_path / "b.parquet"), rows, {"score": np.ones(2)})
+    written = pq.read_table(tmp_path / "b.parquet")["more"]
+    assert written.type == kind
+    assert written.combine_chunks().equals(values)
+
+
+def test_a_coarser_time_is_written_in_the_unit_of_all_files(tmp_path):
+    coarse, fine = (pa.array([1, None], pa.timestamp(unit)) for unit in ("ms", "ns"))
+    paths = [write(tmp_path / "a.parquet", 2, at=coarse), write(tmp_path / "b.parquet", 2, at=fine)]
+    source = ParquetSource(paths)
+    rows = rows_of(source, source.shards(10))
+    Format(".parquet", source.schema()).write(str(tmp_path / "c.parquet"), rows, {"score": np.ones(4)})
+    assert pq.read_table(tmp_path / "c.parquet")["at"].cast("int64").to_pylist() == [1_000_000, None, 1, None]

@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from flax_rerank.jobs.rows import Reject, Row
-from flax_rerank.jobs.sources import TrecSource, beir_files
+from flax_rerank.jobs.sources import Limits, TrecSource, beir_files
+from flax_rerank.jobs.sources.records import LIMITS
 
 RUN = """\
 q2 Q0 d1 1 9.5 bm25
@@ -33,7 +34,13 @@ def make(tmp_path):
     """A source of files with this content."""
 
     def make(
-        run=RUN, queries=QUERIES, corpus=CORPUS, top_k=100, corpus_name="corpus.jsonl", queries_name="queries.tsv"
+        run=RUN,
+        queries=QUERIES,
+        corpus=CORPUS,
+        top_k=100,
+        corpus_name="corpus.jsonl",
+        queries_name="queries.tsv",
+        limits=LIMITS,
     ):
         if not isinstance(corpus, str):
             corpus = "".join(json.dumps(document) + "\n" for document in corpus)
@@ -41,7 +48,7 @@ def make(tmp_path):
         for name, content in (("run.txt", run), (queries_name, queries), (corpus_name, corpus)):
             (tmp_path / name).write_bytes(content.encode())
             paths.append(str(tmp_path / name))
-        return TrecSource(*paths, top_k)
+        return TrecSource(*paths, top_k, limits)
 
     return make
 
@@ -122,28 +129,36 @@ def test_a_beir_folder_and_compressed_files(make, tmp_path):
         beir_files(str(tmp_path / "elsewhere"))
 
 
-def test_the_fingerprint_is_that_of_all_files_and_top_k(make):
-    same = make().fingerprint()
-    assert make().fingerprint() == same
-    changed = [
-        make(top_k=10).fingerprint(),
-        make(run=RUN + "\n").fingerprint(),
-        make(queries=QUERIES + "\n").fingerprint(),
-        make(corpus=CORPUS[:4]).fingerprint(),
-    ]
-    assert len({same, *changed}) == 5
+@pytest.mark.parametrize(
+    ("place", "change"), [(0, {"run": RUN + "\n"}), (1, {"queries": QUERIES + "\n"}), (2, {"corpus": CORPUS[:4]})]
+)
+def test_digests_are_those_of_all_files(make, place, change):
+    same, changed = make().digests(), make(**change).digests()
+    assert [before == after for before, after in zip(same, changed, strict=True)] == [n != place for n in range(3)]
+
+
+def test_a_long_line_stops_and_a_long_text_is_rejected(make):
+    with pytest.raises(ValueError, match=r"corpus\.jsonl:2: the line has more than 56 bytes \(max_line_bytes\)"):
+        make(limits=Limits(56)).shards(10)
+    source = make(limits=Limits(text_chars=14))
+    (reject,) = {row for row in rows_of(source, source.shards(10)) if isinstance(row, Reject) and "q2" in row.reason}
+    reason = "the passage has 15 characters, more than 14 (max_text_chars) (query q2, passage d1)"
+    assert (reject.number, reject.reason) == (1, reason)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"run": "\n"}, r"run\.txt holds no rows"),
-        ({"run": "q1 Q0 d1 1 1.0\n"}, r"run\.txt:1: 5 columns where there should be 6: qid Q0 docid rank score tag"),
+        (
+            {"run": "q1 Q0 d1 1 1.0\n"},
+            r"run\.txt:1: the number of columns is 5; it must be 6: qid Q0 docid rank score tag",
+        ),
         ({"run": RUN + "q1 Q0 d5 1 nan t\n"}, r"run\.txt:8: rank 1 and score nan: they must be"),
         ({"run": "q1 Q0 d1 first 1.0 t\n"}, r"run\.txt:1: rank first and score 1\.0: they must be"),
         ({"run": RUN + "q2 Q0 d2 9 0 t\n"}, r"run\.txt:8: query 'q2' has 'd2' already, in line 2"),
         ({"queries": "q1\tfirst\n"}, r"queries\.tsv has no text for 1 query id of the run: 'q2' \(.*run\.txt:1\)"),
-        ({"queries": "q1\tfirst\nq2\n"}, r"queries\.tsv:2: 1 columns where there should be 2: id, text"),
+        ({"queries": "q1\tfirst\nq2\n"}, r"queries\.tsv:2: the number of columns is 1; it must be 2: id, text"),
         ({"queries": QUERIES + "q1\tagain\n"}, r"queries\.tsv:4: 'q1' has a text already, in line 1"),
         ({"queries": ""}, r"queries\.tsv holds no rows"),
         ({"queries_name": "queries.csv"}, r"queries\.csv: texts come from \.jsonl or \.tsv files"),

@@ -8,7 +8,8 @@ import pytest
 from flax_rerank.batching import Shape
 from flax_rerank.cli import main
 from flax_rerank.dtypes import FLOAT32
-from flax_rerank.operations import all_scores, count_work, sizes_of
+from flax_rerank.models.attention import scores_of
+from flax_rerank.operations import count_work, sizes_of
 from flax_rerank.params import shapes_of
 from flax_rerank.planning import training as module
 from flax_rerank.planning.report import costs, training_as_text
@@ -34,7 +35,7 @@ def test_the_step_is_compiled_and_counted(small):
     shapes = shapes_of(spec.module(FLOAT32))
     assert plan.step.memory.arguments == pytest.approx(12 * count(shapes), rel=0.01)
     assert plan.step.memory.temporaries > 4 * count(shapes)
-    forward = 6 * count_work(sizes_of(spec.config), 32, count_scores=all_scores).operations
+    forward = 6 * count_work(sizes_of(spec.config, spec.readout), 32, count_scores=scores_of).operations
     assert plan.step.flops == 3 * forward
 
 
@@ -53,7 +54,7 @@ def test_with_lora_the_rest_is_frozen_in_the_dtype_that_is_computed_in(small, mo
     assert {leaf.dtype.name for leaf in frozen.values()} == {"bfloat16"}
     assert (batch.input_ids.shape, batch.labels.shape) == ((1, 4, 32), (1, 2, 2))
     assert key.shape == ()  # for the dropout
-    assert flops == 2 * 4 * count_work(sizes_of(spec.config), 32, count_scores=all_scores).operations
+    assert flops == 2 * 4 * count_work(sizes_of(spec.config, spec.readout), 32, count_scores=scores_of).operations
 
 
 def test_the_next_mesh_is_tried_where_a_step_does_not_fit(small, monkeypatch):

@@ -49,6 +49,13 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
 
 
+def test_a_tokenizer_that_is_not_that_of_the_manifest_is_refused(folder):
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b'"the"', b'"The"'))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged: its sha256 is"):
+        load(folder)
+
+
 def change_config(folder, **changes):
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
@@ -176,6 +183,7 @@ def test_overwrite_replaces_the_whole_folder(reranker, folder):
         ('{"format": "flax-rerank"}', "notes.txt", "it holds notes.txt"),
         ('{"format": "flax-rerank"}', "src/main.py", "it holds src"),
         ('{"format": "flax-rerank"}', "tokenizer.json/mine.txt", "it holds tokenizer.json"),
+        ('{"format": "flax-rerank"}', "params/train.py", "no manifest.json in"),
     ],
 )
 def test_a_folder_that_is_not_a_checkpoint_alone_is_never_replaced(reranker, tmp_path, config, entry, named):
@@ -190,6 +198,13 @@ def test_a_folder_that_is_not_a_checkpoint_alone_is_never_replaced(reranker, tmp
         convert(str(CASES / "encoder-bert"), out, overwrite=True)
     assert (out / entry).read_text() == "keep"
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_file_among_the_parameters_that_the_manifest_does_not_list_is_kept(reranker, folder):
+    (folder / "params" / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match=r"it holds params/mine\.txt, which is not in its manifest\.json"):
+        reranker("encoder-bert").save(folder, overwrite=True)
+    assert (folder / "params" / "mine.txt").read_text() == "keep"
 
 
 def test_through_a_link_the_folder_is_replaced_and_the_link_stays(reranker, folder):

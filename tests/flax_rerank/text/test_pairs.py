@@ -111,9 +111,9 @@ def test_strings_in_place_of_pairs_are_refused(wrong):
         as_pairs(wrong)
 
 
-@pytest.mark.parametrize("wrong", [None, 7])
+@pytest.mark.parametrize("wrong", [None, 7, np.array("a")])
 def test_what_holds_no_pairs_is_a_type_error(wrong):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"^pairs are a list of \(query, passage\)"):
         as_pairs(wrong)
 
 

@@ -177,6 +177,22 @@ def test_token_ids_that_the_model_does_not_have_are_refused_with_both_numbers(fo
         open_spec(str(folder))
 
 
+def test_special_tokens_that_the_model_does_not_have_are_refused_with_both_numbers(folder):
+    processor = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["post_processor"]
+    processor["special_tokens"]["[SEP]"]["ids"] = [700]
+    change(folder / "tokenizer.json", post_processor=processor)
+    with pytest.raises(ValueError, match="puts the token 700 around texts; the model has 700 embeddings"):
+        FlaxAutoReranker.from_finetuned(str(folder), devices="cpu:0")
+
+
+def test_a_panic_of_the_library_is_an_error_with_the_path(tmp_path):
+    folder = shutil.copytree(CASES / "encoder-xlmr", tmp_path / "model")
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "="}
+    change(folder / "tokenizer.json", normalizer=normalizer)
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read: Precompiled"):
+        Tokenizer.from_folder(folder)
+
+
 @pytest.mark.filterwarnings("ignore:'Yes' is 2 tokens:UserWarning")
 def test_a_bos_token_that_the_vocabulary_does_not_have_is_refused_where_it_is_put_first(tmp_path):
     folder = shutil.copytree(CASES / "decoder-gemma", tmp_path / "model")
