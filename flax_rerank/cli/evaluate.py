@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measures", nargs="+", default=list(MEASURES), metavar="M", help="of ir-measures: nDCG@10 RR@10 AP R@100 ..."
     )
     data = parser.add_argument_group("test set")
-    data.add_argument("--beir", metavar="DIR", help="a folder of BEIR, with run.txt or without, or of NanoBEIR")
+    data.add_argument(
+        "--beir",
+        metavar="DIR",
+        help="a folder of BEIR, with run.txt or without, or of NanoBEIR; or irds:NAME, a set of ir_datasets",
+    )
     data.add_argument("--queries", metavar="FILE", help=".jsonl (BEIR) or .tsv")
     data.add_argument("--corpus", metavar="FILE", help=".jsonl (BEIR) or .tsv")
     data.add_argument("--qrels", metavar="FILE", help="judgments, TREC's or BEIR's")

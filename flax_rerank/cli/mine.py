@@ -43,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
     show_messages()
     with naming_options(str(settings.teacher)):
         mined = mine(settings, **reranker)
-    short = f"{mined.short:,} lines have fewer than {settings.negative_number}" if mined.short else ""
-    left_out = f"{mined.left_out:,} of them have none and are left out" if mined.left_out else ""
-    said = [f"{mined.negatives:,} negatives added to {mined.examples:,} lines", *filter(None, (short, left_out))]
+    said = [f"{mined.negatives:,} negatives added to {mined.examples:,} lines"]
+    if mined.short:
+        said.append(f"lines with fewer than {settings.negative_number}: {mined.short:,}")
+    if mined.left_out:
+        said.append(f"without any, and left out: {mined.left_out:,}")
     print(f"{settings.output}: {'; '.join(said)}", file=sys.stderr)
     return 0

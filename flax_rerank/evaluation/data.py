@@ -1,20 +1,21 @@
 """Test sets: queries, passages, judgments and candidates."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Literal
 
 from flax_rerank.evaluation.bm25 import BM25
-from flax_rerank.evaluation.nano import is_nano, read_nano
-from flax_rerank.evaluation.texts import texts_by_id
-from flax_rerank.evaluation.trec import Qrels, Run, read_qrels, read_run
+from flax_rerank.evaluation.nano import is_nano
+from flax_rerank.evaluation.sources import Source, from_files, from_ir_datasets, from_nano
+from flax_rerank.evaluation.trec import Qrels, Run
 from flax_rerank.jobs import files
 from flax_rerank.jobs.sources.texts import beir_files
 
 File = str | PathLike[str]
 Candidates = Literal["judged", "run", "bm25"]
 CANDIDATES: tuple[Candidates, ...] = ("judged", "run", "bm25")
+IR_DATASETS = "irds:"
 NAMED = 3
 
 
@@ -28,7 +29,7 @@ class EvaluationSet:
         qrels: how relevant passages are to a query: 0 is not relevant.
         candidates: the passages to rank for each judged query, those of the first stage in its order.
         first_stage: the first stage's scores of the candidates that it found, if there is a first stage.
-        corpus: the file of all passages.
+        corpus: gives the texts of all passages, by id.
     """
 
     queries: Mapping[str, str]
@@ -36,7 +37,7 @@ class EvaluationSet:
     qrels: Qrels
     candidates: Mapping[str, Sequence[str]]
     first_stage: Run | None = None
-    corpus: str | None = None
+    corpus: Callable[[], Mapping[str, str]] | None = field(default=None, compare=False, repr=False)
 
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs of query and passage to score, query by query."""
@@ -73,7 +74,7 @@ def open_set(
 
     Args:
         path: a BEIR folder: queries.jsonl, corpus.jsonl, qrels/*.tsv, and run.txt if it has one; or a folder of
-            NanoBEIR, see `flax_rerank.evaluation.nano`.
+            NanoBEIR, see `flax_rerank.evaluation.nano`; or a set of ir_datasets, such as "irds:beir/nfcorpus/test".
         queries: .jsonl (BEIR) or .tsv. This file and the next ones take the place of the folder's.
         corpus: as `queries`.
         qrels: TREC's lines of "qid 0 docid relevance", or BEIR's of qid, docid and relevance.
@@ -87,59 +88,55 @@ def open_set(
     Raises:
         ValueError: a line at fault, as "path:line: reason"; an id without text; options that contradict each other.
         FileNotFoundError: a file that the folder should have.
-        ImportError: bm25s is not installed, which candidates by BM25 need.
+        ImportError: bm25s or ir_datasets is needed and not installed.
     """
     if candidates not in (None, *CANDIDATES):
         raise ValueError(f"candidates is {candidates!r}; it must be one of {', '.join(CANDIDATES)}")
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
-    folder = None if path is None else str(path)
-    if folder is not None and is_nano(folder):
-        if any(option is not None for option in (queries, corpus, qrels, run, candidates)):
-            raise ValueError(f"{folder} is NanoBEIR's, with candidates of its own: no files or candidates go with it")
-        return _open_nano(folder, split, top_k, always_rerank_positives is not False)
-    if folder is not None:
-        if queries is None or corpus is None:
-            texts_of = beir_files(folder)
-            queries, corpus = queries or texts_of[0], corpus or texts_of[1]
-        qrels = qrels or _qrels_of(folder, split)
-        if run is None and candidates in (None, "run") and "run.txt" in files.sizes(folder):
-            run = f"{folder}/run.txt"
-    if queries is None or corpus is None or qrels is None:
-        raise ValueError("a test set needs a BEIR folder, or queries, corpus and qrels")
+    name = "" if path is None else str(path)
+    nano = path is not None and not name.startswith(IR_DATASETS) and is_nano(name)
+    if nano or name.startswith(IR_DATASETS):
+        if any(file is not None for file in (queries, corpus, qrels, run)):
+            raise ValueError(f"{name} is complete: queries, corpus, qrels and run do not go with it")
+        source = from_nano(name, split, top_k) if nano else from_ir_datasets(name.removeprefix(IR_DATASETS), top_k)
+    else:
+        if path is not None:
+            if queries is None or corpus is None:
+                found = beir_files(name)
+                queries, corpus = queries or found[0], corpus or found[1]
+            qrels = qrels or _qrels_of(name, split)
+            if run is None and candidates in (None, "run") and "run.txt" in files.sizes(name):
+                run = f"{name}/run.txt"
+        if queries is None or corpus is None or qrels is None:
+            raise ValueError("a test set needs a BEIR folder, or queries, corpus and qrels")
+        if run is not None and candidates not in (None, "run"):
+            raise ValueError(f"candidates is {candidates}, and there is the run {run}: give one of them")
+        source = from_files(str(queries), str(corpus), str(qrels), None if run is None else str(run), top_k)
+    positives = nano if always_rerank_positives is None else always_rerank_positives
+    return _assemble(source, candidates, top_k, positives)
+
+
+def _assemble(source: Source, candidates: Candidates | None, top_k: int, positives: bool) -> EvaluationSet:
     if candidates is None:
-        candidates = "judged" if run is None else "run"
-    if (candidates == "run") != (run is not None):
-        raise ValueError(f"candidates is {candidates}, and {'no run is given' if run is None else f'there is {run}'}")
-    judged = read_qrels(str(qrels))
-    texts = _texts(str(queries), judged, "query", str(qrels))
+        candidates = "judged" if source.run is None else "run"
+    judged = source.qrels
+    queries = _texts(source, "query", judged, "qrels")
     passages: dict[str, str] | None = None
     first_stage: Run | None = None
     if candidates == "run":
-        ranked = read_run(str(run), top_k)
-        first_stage = {qid: ranked.get(qid, {}) for qid in judged}
+        if source.run is None:
+            raise ValueError("candidates is run, and there is no run: give one")
+        first_stage = {qid: source.run.get(qid, {}) for qid in judged}
     elif candidates == "bm25":
-        passages = texts_by_id(str(corpus), titles=True)
+        passages = source.passages(None)
         index = BM25(passages)
-        first_stage = {qid: index.best(index.scores(texts[qid]), top_k) for qid in judged}
-    chosen = _candidates(judged, first_stage, bool(always_rerank_positives))
+        first_stage = {qid: index.best(index.scores(queries[qid]), top_k) for qid in judged}
+    chosen = _candidates(judged, first_stage, positives)
     wanted = {docid for docids in chosen.values() for docid in docids}
     if passages is None:
-        passages = _texts(str(corpus), wanted, "passage", str(run if candidates == "run" else qrels))
-    return EvaluationSet(texts, passages, judged, chosen, first_stage, str(corpus))
-
-
-def _open_nano(folder: str, split: str | None, top_k: int, positives: bool) -> EvaluationSet:
-    queries, passages, judged, run = read_nano(folder, split, top_k)
-    first_stage = {qid: run.get(qid, {}) for qid in judged}
-    chosen = _candidates(judged, first_stage, positives)
-    for role, texts, wanted in (
-        ("query", queries, {*judged}),
-        ("passage", passages, {docid for docids in chosen.values() for docid in docids}),
-    ):
-        if missing := wanted - texts.keys():
-            raise ValueError(f"{folder} has no text for the {role} {min(missing)!r}")
-    return EvaluationSet(queries, passages, judged, chosen, first_stage)
+        passages = _texts(source, "passage", wanted, "run" if candidates == "run" else "qrels")
+    return EvaluationSet(queries, passages, judged, chosen, first_stage, lambda: source.passages(None))
 
 
 def _candidates(judged: Qrels, first_stage: Run | None, positives: bool) -> dict[str, list[str]]:
@@ -155,13 +152,15 @@ def _candidates(judged: Qrels, first_stage: Run | None, positives: bool) -> dict
     return chosen
 
 
-def _texts(path: str, wanted: Collection[str], role: str, source: str) -> dict[str, str]:
-    """The texts of these ids, which come from a file `source`. Raises ValueError for one without text."""
-    texts = texts_by_id(path, titles=role == "passage", wanted=wanted)
+def _texts(source: Source, role: str, wanted: Collection[str], whose: str) -> dict[str, str]:
+    """The texts of these ids, which the judgments or the run have. Raises ValueError for one without text."""
+    texts = (source.queries if role == "query" else source.passages)(wanted)
     missing = sorted(set(wanted) - set(texts))
     if missing:
         named = ", ".join(map(repr, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
-        raise ValueError(f"{path} has no text for {len(missing)} {role} ids of {source}: {named}")
+        raise ValueError(
+            f"{source.names[role]} has no text for {len(missing)} {role} ids of {source.names[whose]}: {named}"
+        )
     return texts
 
 

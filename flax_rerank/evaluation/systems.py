@@ -4,7 +4,6 @@ from typing import Any
 
 from flax_rerank.evaluation.bm25 import BM25
 from flax_rerank.evaluation.data import EvaluationSet
-from flax_rerank.evaluation.texts import texts_by_id
 from flax_rerank.evaluation.trec import Run, read_run
 from flax_rerank.jobs.files import compression_of
 from flax_rerank.jobs.formats import RUNS
@@ -33,7 +32,7 @@ def run_of(system: str, data: EvaluationSet) -> Run:
     if system == BY_BM25:
         if data.corpus is None:
             raise ValueError("BM25 needs a corpus, and this test set has none")
-        index = BM25(texts_by_id(data.corpus, titles=True))
+        index = BM25(data.corpus())
         return {
             qid: index.scores_of(index.scores(data.queries[qid]), docids) for qid, docids in data.candidates.items()
         }

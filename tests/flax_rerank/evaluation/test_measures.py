@@ -36,6 +36,14 @@ def test_the_greater_id_of_two_equal_scores_comes_first():
     assert measure(run, {"q": {"b": 1}}, ["RR"]).mean == {"RR": 1.0}
 
 
+def test_measures_have_parameters():
+    run, qrels = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"a": 1, "b": 2, "c": 2}}
+    found = measure(run, qrels, ["P(rel=2)@2", "R(rel=2)@2", "SetF(beta=0.5, rel=2)", "MAP"]).mean
+    precision, recall = 2 / 3, 1.0  # of the whole run
+    score = 1.5 * precision * recall / (0.5 * precision + recall)  # trec_eval does not square beta
+    assert found == pytest.approx({"P(rel=2)@2": 0.5, "R(rel=2)@2": 0.5, "SetF(beta=0.5, rel=2)": score, "MAP": 1.0})
+
+
 def test_a_judged_query_without_candidates_counts_as_0_and_one_that_is_not_judged_does_not_count():
     found = measure({"a": {"p": 1.0}, "b": {}, "c": {"p": 1.0}}, {"a": {"p": 1}, "b": {"p": 1}, "d": {"p": 1}})
     assert found.per_query["nDCG@10"] == {"a": 1.0, "b": 0.0, "d": 0.0}
@@ -62,7 +70,11 @@ def test_a_test_set_is_scored_pair_by_pair():
     ("run", "measures", "message"),
     [
         ({"q": {"a": 1.0, "b": math.nan}}, ["RR"], "the score of passage 'b' for query 'q' is nan"),
-        ({}, ["NDGC@10"], "NDGC@10 is not a measure that can be computed here: measure not found"),
+        ({}, ["NDGC@10"], "NDGC@10 is not a measure that can be computed here: ir-measures has none"),
+        ({}, ["nDCG@ten"], "nDCG@ten is not a measure that can be computed here"),
+        ({}, ["nDCG@-0.5"], "nDCG@-0.5 is not a measure that can be computed here: invalid param cutoff"),
+        ({}, ["nDCG(x=1)"], r"nDCG\(x=1\) is not a measure that can be computed here: unsupported params"),
+        ({}, ["nDCG at 10"], "nDCG at 10 is not a measure that can be computed here"),
         ({}, ["alpha_nDCG@10"], "alpha_nDCG@10 is not a measure that can be computed here"),
         ({}, [], "no measures are given"),
     ],

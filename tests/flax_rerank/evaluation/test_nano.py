@@ -51,8 +51,8 @@ def test_what_is_missing_is_named(nano):
     folder, _ = nano
     with pytest.raises(FileNotFoundError, match=r"has no set 'NanoY': split must be one of NanoX"):
         open_set(folder, split="NanoY")
-    with pytest.raises(ValueError, match="no files or candidates go with it"):
-        open_set(folder, candidates="bm25")
+    with pytest.raises(ValueError, match="is complete: queries, corpus, qrels and run do not go with it"):
+        open_set(folder, run="run.txt")
     pq.write_table(pa.table({"_id": ["d1"], "title": ["x"]}), folder / "corpus" / "NanoX-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=r"NanoX-00000-of-00001.parquet has no column 'text'"):
         open_set(folder)
