@@ -1,6 +1,5 @@
 """What a folder is, and whether it would load; no weight is read and nothing is compiled."""
 
-import json
 import math
 import warnings
 from collections import Counter
@@ -20,6 +19,7 @@ from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import TensorSource
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.dtypes import FLOAT32
+from flax_rerank.json_files import read_object
 from flax_rerank.models import DecoderConfig, EncoderConfig
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError
@@ -98,7 +98,7 @@ def inspect_folder(path: Path, *, check: bool = False) -> Inspection:
 
 def _inspect_adapter(path: Path, found: Inspection) -> None:
     found.facts["format"] = "PEFT adapter"
-    config = json.loads((path / peft.CONFIG).read_text(encoding="utf-8"))
+    config = read_object(path / peft.CONFIG)
     base = config.get("base_model_name_or_path")
     found.facts |= {
         "adapter": config.get("peft_type"),
