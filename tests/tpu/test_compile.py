@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from compiled_programs import copies_of, flops_of, products_of
@@ -21,6 +22,7 @@ GIB = 2**30
 LIGHTWEIGHT = "bge-reranker-v2.5-gemma2-lightweight"
 LAYERWISE = "bge-reranker-v2-minicpm-layerwise"
 ENCODERS = ("bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3")
+MODERNBERT = str(Path(__file__).parent / "modernbert-base")  # the sizes of gte-reranker-modernbert-base and others
 MODELS = (*ENCODERS, "bge-reranker-v2-gemma", LAYERWISE, LIGHTWEIGHT)
 ARGUMENTS = {
     LAYERWISE: {"cutoff_layers": [28]},
@@ -48,7 +50,11 @@ def expected_mesh(name, topology):
 
 
 # Of a module, so that the tests of a program come one after the other and compile it once.
-@pytest.fixture(scope="module", params=[(name, topology) for name in MODELS for topology in TOPOLOGIES], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[*((name, topology) for name in MODELS for topology in TOPOLOGIES), (MODERNBERT, "v5e:2x4")],
+    ids=lambda param: f"{Path(param[0]).name}-{param[1]}",
+)
 def compiled(request):
     name, topology = request.param
     # On v6e the bound of the encoders is not the matrix products, and the plan tries all meshes: once will do.
@@ -111,7 +117,7 @@ def test_attention_is_by_the_kernel(compiled):
 
 
 def test_the_compiled_step_computes_what_is_counted(compiled):
-    causal = compiled.name not in ENCODERS
+    causal = compiled.name not in (*ENCODERS, MODERNBERT)
     assert flops_of(compiled.program, causal=causal) == pytest.approx(compiled.step.flops, rel=0.02)
 
 
@@ -134,8 +140,9 @@ def test_a_shape_of_42_layers_compiles_in_15_seconds_on_two_cores():
     assert time.process_time() - start < 2 * 15
 
 
-def test_long_passages_fit_a_v5e_chip():
-    found = make_plan(find_spec("bge-reranker-v2-m3", max_length=8192), find_topology("v5e:1x1"), longest(None))
+@pytest.mark.parametrize("name", ["bge-reranker-v2-m3", MODERNBERT], ids=lambda name: Path(name).name)
+def test_long_passages_fit_a_v5e_chip(name):
+    found = make_plan(find_spec(name, max_length=8192), find_topology("v5e:1x1"), longest(None))
     ((step, _),) = found.best.steps.values()
     assert step.shape.length == 8192
     # The scores of one head alone would be 256 MB.
