@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "convert": "convert a PyTorch checkpoint to a Flax checkpoint, or back",
     "inspect": "say what a checkpoint folder is, and whether it would load",
+    "models": "print the table of the rerankers that load here",
     "plan": "find the mesh on which a model scores a job fastest; needs no TPU",
     "score": "score pairs, or rerank a TREC run; can be stopped at any time and started again",
 }
