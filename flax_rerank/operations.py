@@ -95,7 +95,7 @@ def sizes_of(config: EncoderConfig | DecoderConfig, readout: Readout) -> Sizes:
         matrices, of_head = 3 if config.gated_mlp else 2, hidden // heads
         of_layer = (heads, heads, of_head, config.intermediate_size, matrices, False)
         sizes = Sizes(layers, hidden, *of_layer, everything, config.distances is not None)
-    return replace(sizes, whole=readout.position == "mean")
+    return replace(sizes, whole=readout.position in ("mean", "markers"))
 
 
 def visible_scores(length: int, causal: bool, window: int) -> int:

@@ -219,11 +219,11 @@ def describe(
     if isinstance(given, LLMSettings):
         own, published = given.prompt_format, {}
         saved = None if own or is_flax else format_of_messages(hf, tokenizer, shape.max_length)
-        if saved is not None:
-            own, published = saved, convert.sentence_transformers.settings_of(hf)
-            if saved.is_one_text:  # the prompt is the instruction of the chat template
-                published.pop("query_instruction_for_rerank", None)
-        own = own or named_format or family.prompt_format
+        if saved is not None or not (own or is_flax or family.reads_tokens):
+            published = convert.sentence_transformers.settings_of(hf)
+        if saved is not None and saved.is_one_text:  # the prompt is the instruction of the chat template
+            published.pop("query_instruction_for_rerank", None)
+        own = own or saved or named_format or family.prompt_format
         defaults = {} if own is None else _defaults_of_format(own, tokenizer, shape) | published
         given = replace(given, **{name: defaults[name] for name in defaults.keys() - stored.keys() - settings.keys()})
     prompt_format = find_prompt_format(getattr(given, "prompt_format", None) or given.default_format)

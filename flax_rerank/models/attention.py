@@ -160,7 +160,10 @@ def attention(
         scores = scores + bias
     scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     # Softmax, normalised after the product with the values: that is L x H divisions instead of L x M.
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))  # [B, K, G * L, M]
+    # The largest score cancels, and so does its gradient: that would divide by how many scores equal it, which may be
+    # none where the compiler rounds them a second time in another way.
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)  # [B, K, G * L, M]
     sums = jnp.einsum("bklm,bmkh->bklh", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
     mixed = (sums / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)  # [B, K, G * L, H]
     mixed = mixed.reshape(batch, kv_heads, groups, length, size)

@@ -84,6 +84,8 @@ def resolve(spec: Spec, settings: Settings) -> Call:
 def _compressed(spec: Spec, settings: LightweightSettings, last: int) -> tuple[int, ...]:
     if settings.compress_ratio == 1:
         return ()
+    if spec.prompt_format.is_one_text:
+        raise ValueError("compress_ratio must be 1: this prompt format makes one text of query and passage")
     depth = spec.config.num_hidden_layers
     wrong = [layer for layer in settings.compress_layers if not 0 <= layer < depth]
     if wrong:

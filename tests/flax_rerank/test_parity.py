@@ -1,11 +1,13 @@
 """Every run of every reference case: FlagEmbedding's token ids, and its scores within the error that a case allows."""
 
+import json
 import lzma
 import shutil
 
 import numpy as np
 import pytest
-from reference_cases import load_case, runs_of
+from reference_cases import CASES as CASES_FOLDER
+from reference_cases import largest_difference, load_case, runs_of
 
 from flax_rerank import FlaxAutoReranker
 from flax_rerank.batching import Shape
@@ -90,15 +92,16 @@ def test_scores_do_not_depend_on_the_batch(reranker, name):
 
 def test_a_reranker_with_the_real_vocabulary_equals_the_reference(tmp_path):
     """Qwen3's own tokenizer of 151,669 tokens under a small model in bfloat16."""
-    case = load_case("realtok-qwen3-reranker")
-    folder = shutil.copytree(case.folder, tmp_path / "Qwen3-Reranker-0.6B")
+    source = CASES_FOLDER.parent / "data" / "qwen3-vocabulary"
+    case = json.loads((source / "expected.json").read_text("utf-8"))
+    folder = shutil.copytree(source, tmp_path / "Qwen3-Reranker-0.6B")
     with lzma.open(folder / "tokenizer.json.xz") as packed:
         (folder / "tokenizer.json").write_bytes(packed.read())
-    model = FlaxAutoReranker.from_finetuned(folder, devices="cpu:0", **case.runs[0]["init"])
+    model = FlaxAutoReranker.from_finetuned(folder, devices="cpu:0", **case["runs"][0]["init"])
     assert model.spec.readout.tokens == (9693, 2152)
     template = model.spec.template(model.settings)
     assert (len(template.prefix), len(template.suffix)) == (39, 9)
-    for expected in case.runs:
-        prepared = model.prepare(case.pairs, table=(Shape(14, 120),), max_length=expected["init"]["max_length"])
+    for expected in case["runs"]:
+        prepared = model.prepare(case["pairs"], table=(Shape(14, 120),), max_length=expected["init"]["max_length"])
         assert [prepared.pairs.ids(i).tolist() for i in range(len(prepared))] == expected["input_ids"]
-    assert case.error(1, model.run(prepared).scores) <= 1e-4
+    assert largest_difference(model.run(prepared).scores, expected["scores"]) <= 1e-4

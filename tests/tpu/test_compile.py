@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from compiled_programs import copies_of, flops_of, products_of
@@ -21,14 +22,15 @@ GIB = 2**30
 LIGHTWEIGHT = "bge-reranker-v2.5-gemma2-lightweight"
 LAYERWISE = "bge-reranker-v2-minicpm-layerwise"
 ENCODERS = ("bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3")
+MODERNBERT = str(Path(__file__).parent / "modernbert-base")  # the sizes of gte-reranker-modernbert-base and others
+QWEN = "Qwen/Qwen3-Reranker-4B"  # for the decoders with a template, which differ from the others in little
 MODELS = (*ENCODERS, "bge-reranker-v2-gemma", LAYERWISE, LIGHTWEIGHT)
 ARGUMENTS = {
+    QWEN: {"max_length": 512},
     LAYERWISE: {"cutoff_layers": [28]},
     LIGHTWEIGHT: {"cutoff_layers": [25], "compress_layers": [8], "compress_ratio": 2},
 }
 TOPOLOGIES = ("v5e:2x2", "v5e:2x4", "v6e:2x2")
-# One decoder with a template, which differs from the others in little.
-QWEN = ("Qwen/Qwen3-Reranker-4B", "v5e:2x4")
 MEMORY = {"v5e": 15.75 * GIB, "v6e": 31.25 * GIB}
 
 
@@ -51,12 +53,17 @@ def expected_mesh(name, topology):
 
 # Of a module, so that the tests of a program come one after the other and compile it once.
 @pytest.fixture(
-    scope="module", params=[*((name, topology) for name in MODELS for topology in TOPOLOGIES), QWEN], ids="-".join
+    scope="module",
+    params=[
+        *((name, topology) for name in MODELS for topology in TOPOLOGIES),
+        *((name, "v5e:2x4") for name in (MODERNBERT, QWEN)),
+    ],
+    ids=lambda param: f"{Path(param[0]).name}-{param[1]}",
 )
 def compiled(request):
     name, topology = request.param
     # On v6e the bound of the encoders is not the matrix products, and the plan tries all meshes: once will do.
-    known = name in ENCODERS[1:] and topology.startswith("v6e")
+    known = name == QWEN or (name in ENCODERS[1:] and topology.startswith("v6e"))
     mesh = expected_mesh(name, topology) if known else None
     devices = find_topology(topology)
     found = make_plan(find_spec(name, **ARGUMENTS.get(name, {})), devices, longest(None), mesh=mesh)
@@ -115,7 +122,7 @@ def test_attention_is_by_the_kernel(compiled):
 
 
 def test_the_compiled_step_computes_what_is_counted(compiled):
-    causal = compiled.name not in ENCODERS
+    causal = compiled.name not in (*ENCODERS, MODERNBERT)
     assert flops_of(compiled.program, causal=causal) == pytest.approx(compiled.step.flops, rel=0.02)
 
 
@@ -138,8 +145,9 @@ def test_a_shape_of_42_layers_compiles_in_15_seconds_on_two_cores():
     assert time.process_time() - start < 2 * 15
 
 
-def test_long_passages_fit_a_v5e_chip():
-    found = make_plan(find_spec("bge-reranker-v2-m3", max_length=8192), find_topology("v5e:1x1"), longest(None))
+@pytest.mark.parametrize("name", ["bge-reranker-v2-m3", MODERNBERT], ids=lambda name: Path(name).name)
+def test_long_passages_fit_a_v5e_chip(name):
+    found = make_plan(find_spec(name, max_length=8192), find_topology("v5e:1x1"), longest(None))
     ((step, _),) = found.best.steps.values()
     assert step.shape.length == 8192
     # The scores of one head alone would be 256 MB.

@@ -95,6 +95,9 @@ def adapted():
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for path, array in expected.items():
+        if path == "layers.attention.key.bias":  # it moves all scores of a query alike: its gradient is 0
+            assert max(np.abs(found[path]).max(), np.abs(array).max()) < 1e-6
+            continue
         np.testing.assert_allclose(
             found[path], array, rtol=1e-4, atol=1e-5 * max(np.abs(array).max(), 1e-2), err_msg=path
         )
@@ -120,7 +123,7 @@ def test_gradients_reach_every_parameter_of_an_encoder(encoder):
     assert_reaches(encoder[1])
 
 
-@pytest.mark.parametrize("case", ["encoder-modernbert-mean", "encoder-jina-v1"])
+@pytest.mark.parametrize("case", ["encoder-modernbert-mean", "encoder-deberta-v2"])
 def test_gradients_reach_every_parameter_of_other_encoders(case):
     run = Run(case)
     run.step(make_batch())
