@@ -252,6 +252,6 @@ def _pooling(module: Module) -> Literal["first", "mean", "last"]:
     chosen = [kind for kind, flag in flags.items() if hf.take(f"pooling_mode_{flag}", False)]
     mode = hf.take("pooling_mode", chosen[0] if len(chosen) == 1 else None)
     if mode not in POSITIONS:
-        hf.fault(f"pooling_mode is {mode!r}; only one of {', '.join(POSITIONS)} is supported")
+        hf.fault(f"pooling_mode is {mode!r}; only one of {', '.join(map(str, POSITIONS))} is supported")
     hf.finish()
     return POSITIONS[mode]

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def attend(
     device = None if mesh.empty else mesh.abstract_device
     on_tpu = device is not None and device.device_kind.startswith("TPU")
     length = query.shape[1]
-    settings = {"scale": scale, "softcap": softcap}
+    settings: dict[str, Any] = {"scale": scale, "softcap": softcap}
     ways: list[Callable[..., jax.Array]]
     if on_tpu and length >= SPLASH_FROM and bias is None:
         kernel = functools.partial(splash_attention_on, mesh, lengths=mask.lengths, causal=mask.causal, **settings)
