@@ -217,7 +217,7 @@ class Decoder(nnx.Module):
             self.input_layernorms = stack(lambda: _norm(config, dtypes), config.num_hidden_layers - 1, axis=None)
         self.norm = _norm(config, dtypes)
         if readout.head == "dense":
-            self.head = ClassificationHead(readout.dense, config.hidden_size, dtypes)
+            self.head: Any = ClassificationHead(readout.dense, config.hidden_size, dtypes)
         elif readout.head == "linear":
             self.head = parameter((readout.head_rows, config.hidden_size), (None, "embed"), dtypes)
 
