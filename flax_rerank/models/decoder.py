@@ -221,7 +221,7 @@ class Decoder(nnx.Module):
         if readout.head == "projector":
             self.projector = Projector(config.hidden_size, dtypes)
         elif readout.head == "dense":
-            self.head = ClassificationHead(readout.dense, config.hidden_size, dtypes)
+            self.head: Any = ClassificationHead(readout.dense, config.hidden_size, dtypes)
         elif readout.head == "linear":
             self.head = parameter((readout.head_rows, config.hidden_size), (None, "embed"), dtypes)
 
