@@ -33,7 +33,7 @@ ACTIVATIONS = {
         "linear.Identity": "linear",
     }.items()
 }
-POSITIONS: dict[str | None, Literal["first", "mean", "last"]] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
+POSITIONS: dict[str, Literal["first", "mean", "last"]] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
 # Earlier versions wrote the activation into config.json.
 MARKS = ("sentence_transformers", "sbert_ce_default_activation_function")
 

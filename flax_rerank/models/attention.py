@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,17 +53,17 @@ def attend(
     device = None if mesh.empty else mesh.abstract_device
     on_tpu = device is not None and device.device_kind.startswith("TPU")
     length = query.shape[1]
-    settings: dict[str, Any] = {"scale": scale, "softcap": softcap}
     ways: list[Callable[..., jax.Array]]
     if on_tpu and length >= SPLASH_FROM and bias is None:
-        kernel = functools.partial(splash_attention_on, mesh, lengths=mask.lengths, causal=mask.causal, **settings)
+        kernel = functools.partial(
+            splash_attention_on, mesh, lengths=mask.lengths, causal=mask.causal, scale=scale, softcap=softcap
+        )
         ways = [functools.partial(kernel, window=window) for window in mask.windows or (0,)]
     elif mask.windows and not mask.causal:
-        ways = [
-            functools.partial(local_attention, mask=mask.dense, window=window, **settings) for window in mask.windows
-        ]
+        local = functools.partial(local_attention, mask=mask.dense, scale=scale, softcap=softcap)
+        ways = [functools.partial(local, window=window) for window in mask.windows]
     else:
-        return attention(query, key, value, mask=mask.dense, bias=bias, **settings)
+        return attention(query, key, value, mask=mask.dense, scale=scale, softcap=softcap, bias=bias)
     if len(ways) == 1:
         return ways[0](query, key, value)
     which = jnp.argmax(jnp.asarray(mask.windows) == mask.window)

@@ -4,7 +4,7 @@ The families differ in switches of `EncoderConfig`.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,8 +129,10 @@ class SelfAttention(nnx.Module):
             query = rotate(query, *(table[:, :length] for table in positions.angles))
             key = rotate(key, *positions.angles)
         if config.distances is not None and positions.states is not None:
-            of_distances: dict[str, Any] = {"states": positions.states, "to_query": self.query, "to_key": self.key}
-            mixed = disentangled_attention(query, key, value, mask, distances=config.distances, **of_distances)
+            mixed = disentangled_attention(
+                query, key, value, mask, distances=config.distances, states=positions.states, to_query=self.query,
+                to_key=self.key,
+            )  # fmt: skip
         else:
             bias = linear_biases(heads, length, seen.shape[1]) if config.positions == "alibi" else None
             mixed = attend(query, key, value, mask, scale=size**-0.5, bias=bias)  # [B, L, N, H]

@@ -191,7 +191,7 @@ class _Run:
             params, new = load_raw(spec, module, self.dtypes, shardings, head_key)
         else:
             params = load_arrays(spec.weights(module), self.dtypes.stored, shardings)
-        self.lora = settings.lora(new_head=new or spec.readout.head == "dense_tanh")
+        self.lora = settings.lora(new_head=new or spec.readout.head == "dense")
         if "adapter" in settings.export and self.lora is not None:
             adapter_tensors(spec, self.lora)  # what cannot be written is said before the work
         self.trained, self.frozen = lora.start(params, shardings, self.lora, factor_key)
