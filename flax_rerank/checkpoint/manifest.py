@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from flax_rerank.field_types import fits
 from flax_rerank.json_files import read_object
 from flax_rerank.params import CheckpointError
 
@@ -49,8 +50,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no {MANIFEST} in {folder}")
     try:
         manifest = read_object(path)
-        if not isinstance(manifest.get("files"), dict):
-            raise ValueError("it lists no files")
+        for name, kind in (("files", str), ("sizes", int)):
+            listed = manifest.get(name, {} if name == "sizes" else None)  # there are no sizes in format 2
+            if not isinstance(listed, dict) or not all(type(value) is kind for value in listed.values()):
+                raise ValueError(f"{name} must map paths to {'hashes' if kind is str else 'bytes'}")
+        source = manifest.get("source") or {}
+        if not isinstance(source, dict) or not all(
+            fits(source.get(name), str | None) for name in ("name", "revision")
+        ):
+            raise ValueError("source must be null or an object with the strings name and revision")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(folder, [f"{MANIFEST} is damaged ({error})"]) from error
     return manifest
@@ -67,7 +75,7 @@ def verify_manifest(folder: Path, *, within: str | tuple[str, ...] = "", limit: 
     """
     manifest, there = read_manifest(folder), files_in(folder)
     listed = {name: digest for name, digest in manifest["files"].items() if name.startswith(within)}
-    sizes = manifest.get("sizes", {})  # not in format 2
+    sizes = manifest.get("sizes", {})
     faults = [f"{name} is missing" for name in listed if name not in there]
     if limit is None:
         faults += [f"{name} is not in {MANIFEST}" for name in there if name not in listed]

@@ -163,9 +163,22 @@ def _write_parquet(
                     f'row {number}: the field "{name}" does not fit into a column with the rows before it: {error}; '
                     "write JSON lines, or leave the field out"
                 ) from error
+            if _has_empty_struct(columns[name].type):
+                number = next(row.number for row, value in zip(rows, values, strict=True) if value is not None)
+                raise ValueError(
+                    f'row {number}: the field "{name}" holds objects without fields, which Parquet cannot store; '
+                    "write JSON lines, or leave the field out"
+                )
     table = pa.table(columns | {name: pa.array(values) for name, values in scores.items()})
     with files.open_output(path) as sink:
         pq.write_table(table, sink, compression=PARQUET_COMPRESSION)
+
+
+def _has_empty_struct(kind: "pa.DataType") -> bool:
+    import pyarrow.types as types
+
+    inner = [kind.field(index).type for index in range(kind.num_fields)] if types.is_nested(kind) else []
+    return (types.is_struct(kind) and not inner) or any(map(_has_empty_struct, inner))
 
 
 def _first_misfit(values: Sequence[Any], kind: "pa.DataType | None") -> int:

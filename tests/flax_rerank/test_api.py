@@ -56,7 +56,7 @@ def test_the_arguments_of_flagreranker_keep_order_names_and_defaults():
     assert [argument.name for argument in arguments[: len(expected)]] == list(expected)
     ours = arguments[len(expected) :]
     assert {argument.name for argument in ours} == {
-        *("use_bf16", "dtype", "mesh", "sharding_rules", "show_progress_bar", "passage_max_length")
+        *("use_bf16", "dtype", "mesh", "sharding_rules", "show_progress_bar", "passage_max_length", "truncation")
     }
     assert all(argument.kind is argument.KEYWORD_ONLY for argument in ours)
 
@@ -170,10 +170,10 @@ def test_score_counts_what_was_computed(bert, batch_size):
     assert output.computed_tokens - output.padding_tokens == output.tokens.sum()
     assert output.padding_tokens >= 0
     assert output.steps >= len(output.shapes) >= 1
-    rows = sum(rows for rows, _ in output.shapes)
-    assert output.computed_tokens >= sum(rows * length for rows, length in output.shapes)
+    rows = sum(shape.rows for shape in output.shapes)
+    assert output.computed_tokens >= sum(shape.tokens for shape in output.shapes)
     assert rows >= 1
-    assert max(rows * length for rows, length in output.shapes) <= batch_size * bert.settings.max_length
+    assert max(shape.tokens for shape in output.shapes) <= batch_size * bert.settings.max_length
 
 
 def test_a_smaller_batch_takes_more_steps(bert):
@@ -240,6 +240,11 @@ def test_rank_gives_the_best_top_k(bert, top_k, count):
 
 @pytest.mark.parametrize("top_k", [0, -1])
 def test_rank_refuses_a_top_k_below_one(bert, top_k):
+    with pytest.raises(TypeError, match=r"top_k is 1\.0; it must be int or None"):
+        bert.rank(QUERY, ["hi"], top_k=1.0)
+    for passages in (7, np.array("hi")):
+        with pytest.raises(TypeError, match=r"passages is a (int|ndarray); it must be a sequence of strings"):
+            bert.rank(QUERY, passages)
     with pytest.raises(ValueError, match=f"top_k is {top_k}"):
         bert.rank(QUERY, ["hi"], top_k=top_k)
 

@@ -27,7 +27,7 @@ def test_pairs(fuzz, reranker, name, settings):
             assert abs(alone - score) <= 1e-4
         return Outcome.RIGHT
 
-    fuzz(check, st.lists(pairs, max_size=5) | st.lists(pairs | odd_values, max_size=3) | odd_values, examples=12)
+    fuzz(check, st.lists(pairs, max_size=5) | st.lists(pairs | odd_values, max_size=3) | odd_values, examples=6)
 
 
 def test_passages(fuzz, reranker):
@@ -44,4 +44,4 @@ def test_passages(fuzz, reranker):
         return Outcome.RIGHT
 
     passages = st.lists(texts, max_size=5) | st.lists(texts | odd_values, max_size=3) | odd_values
-    fuzz(check, texts | odd_values, passages, st.none() | st.integers(1, 4) | odd_values, examples=12)
+    fuzz(check, texts | odd_values, passages, st.none() | st.integers(1, 4) | odd_values, examples=6)

@@ -102,6 +102,9 @@ def test_parquet_names_fields_that_make_no_column(tmp_path):
     for values in ([1, 2, 3, "one", 4], [1, 2, 3, "\ud800"], [1, 2, 3, 2**70, 2**70]):
         with pytest.raises(ValueError, match=r'^row 8: the field "a" does not fit into a column with the rows before'):
             output.write(first, [row(5 + n, a=v) for n, v in enumerate(values)], scores(*range(len(values))))
+    for value in ({}, [{"b": {}}]):
+        with pytest.raises(ValueError, match=r'^row 4: the field "a" holds objects without fields'):
+            output.write(first, [row(3, a=None), row(4, a=value)], scores(1, 2))
     output.write(first, [row(1, a=1)], scores(1))
     output.write(second, [row(1, a="one")], scores(1))
     with pytest.raises(ValueError, match=r"b\.parquet does not go with .*Field a.*write JSON lines"):

@@ -210,6 +210,17 @@ def test_the_weights_are_hashed_beside_the_first_shard_and_before_it_is_written(
     assert order == ["scored", "hashed", "scored", "scored"]
 
 
+def test_of_two_processes_with_other_weights_the_second_is_refused(make_job):
+    fake = make_job(PASSAGES, name="folder")
+    path, shards = weights_of(fake, 10), fake.job.source.shards(3)
+    description = manifest.describe(fake.job, shards)
+    first, second = (manifest.Manifest(fake.job, description, shards, fake.job.load()) for _ in range(2))
+    first.write()
+    path.write_bytes(bytes(11))
+    with pytest.raises(ValueError, match=r"model\.safetensors was changed \(size 11 instead of 10\)"):
+        second.write()
+
+
 def test_a_flax_checkpoint_is_told_by_the_hashes_of_its_manifest(make_job):
     fake = make_job(PASSAGES, name="folder")
     model = Path(fake.job.model)

@@ -49,6 +49,16 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    "change", [{"files": {"a": 1}}, {"sizes": {"a": "1"}}, {"sizes": None}, {"source": {"name": 1}}]
+)
+def test_a_manifest_of_another_shape_names_the_field(folder, change):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(CheckpointError, match=rf"manifest\.json is damaged \({next(iter(change))} must "):
+        load(folder)
+
+
 def test_a_tokenizer_that_is_not_that_of_the_manifest_is_refused(folder):
     path = folder / "tokenizer.json"
     path.write_bytes(path.read_bytes().replace(b'"the"', b'"The"'))
