@@ -80,7 +80,7 @@ def test_operations_are_those_of_the_pairs_own_tokens(reranker):
     pairs = [("what is panda?", "The giant panda is a bear.")]
     prepared = loaded.prepare(pairs)
     length, passage = int(prepared.tokens[0]), int(prepared.pairs.passage_lengths[0])
-    sizes = sizes_of(loaded.spec.config)
+    sizes = sizes_of(loaded.spec.config, loaded.spec.readout)
     expected = count_work(sizes, length, sizes.layers, [(3, length - passage + -(-passage // 2))]).operations
     ours = Ours.__new__(Ours)
     ours._reranker = loaded
