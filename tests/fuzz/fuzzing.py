@@ -102,7 +102,7 @@ def mutated(value, values=json_values):
                     del inner[place[-1]]
                 else:
                     inner[str(new)[:20]] = inner.pop(place[-1])
-            except (LookupError, TypeError):
+            except (LookupError, TypeError, AttributeError):
                 continue  # an earlier change removed it
         return changed
 

@@ -162,4 +162,4 @@ def test_flax_folders(fuzz, reranker, tmp_path):
             np.testing.assert_array_equal(scores, expected)
         return Outcome.RIGHT
 
-    fuzz(check, st.lists(st.sampled_from(names).flatmap(damages), min_size=1, max_size=2), examples=10)
+    fuzz(check, st.lists(st.sampled_from(names).flatmap(damages), min_size=1, max_size=2), examples=6)

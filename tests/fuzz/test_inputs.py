@@ -172,4 +172,4 @@ def test_runs(fuzz, score, tmp_path):
         assert len(rows) + len(rejects) == sum(bool(line.strip()) for line in "\n".join(run).split("\n"))
         return Outcome.RIGHT
 
-    fuzz(check, run_lines, text_lines, text_lines, examples=20)
+    fuzz(check, run_lines, text_lines, text_lines, examples=8)

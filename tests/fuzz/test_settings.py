@@ -72,4 +72,4 @@ def test_settings_of_a_call(fuzz, reranker, name):
         return Outcome.RIGHT
 
     names = set(model.settings.call.call_names()) - {"max_length", "query_max_length"}
-    fuzz(check, some_of(names), examples=12)
+    fuzz(check, some_of(names), examples=8)
