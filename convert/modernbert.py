@@ -1,5 +1,4 @@
-"""ModernBERT with a classification head (gte-reranker-modernbert-base, granite-embedding-reranker-english-r2), or with
-the modules of sentence-transformers (ettin-reranker)."""
+"""ModernBERT with a classification head (gte-reranker-modernbert-base, granite-embedding-reranker-english-r2)."""
 
 from typing import Literal
 
