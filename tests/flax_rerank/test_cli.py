@@ -673,14 +673,14 @@ def test_convert_refuses_a_folder_that_exists_before_it_loads(tmp_path, capsys, 
 
     out = tmp_path / "made"
     assert main(["convert", str(CASES / "encoder-bert"), str(out)]) == 0
-    (out / "manifest.json").write_text("kept")
+    (out / "tokenizer.json").write_text("kept")
     with monkeypatch.context() as patched:
         patched.setattr(FlaxAutoReranker, "from_finetuned", loaded)
         assert main(["convert", str(CASES / "encoder-bert"), str(out)]) == 1
     assert "--overwrite" in capsys.readouterr().err
-    assert (out / "manifest.json").read_text() == "kept"
+    assert (out / "tokenizer.json").read_text() == "kept"
     assert main(["convert", str(CASES / "encoder-bert"), str(out), "--overwrite"]) == 0
-    assert json.loads((out / "manifest.json").read_text())["source"]["name"] == "encoder-bert"
+    assert (out / "tokenizer.json").read_text() != "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 

@@ -67,7 +67,7 @@ def test_configs(fuzz, copy_of):
         (folders[name] / "config.json").write_bytes(data)
         return Outcome.REFUSED if check_folder(folders[name]) is None else Outcome.RIGHT
 
-    fuzz(check, contents, examples=40)
+    fuzz(check, contents, examples=15)
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
@@ -92,7 +92,7 @@ def test_tokenizers(fuzz, copy_of, name, file):
             assert ids.max(initial=0) < spec.config.vocab_size
         return Outcome.RIGHT
 
-    fuzz(check, parts_of(name, file), examples=15)
+    fuzz(check, parts_of(name, file), examples=6)
 
 
 def test_adapters(fuzz, tmp_path):
@@ -108,7 +108,7 @@ def test_adapters(fuzz, tmp_path):
         _, refused = attempt(lambda: opened(CASES / "lora-llama", peft_path=str(folder)))
         return Outcome.REFUSED if refused else Outcome.RIGHT
 
-    fuzz(check, changed | damaged(config.read_bytes()), st.just(whole[:header]) | damaged(whole[:header]), examples=20)
+    fuzz(check, changed | damaged(config.read_bytes()), st.just(whole[:header]) | damaged(whole[:header]), examples=8)
 
 
 def test_weights(fuzz, copy_of):
@@ -128,7 +128,7 @@ def test_weights(fuzz, copy_of):
     weight_map = {name: "one.safetensors" for name in sizes if name != "__metadata__"}
     index = mutated({"metadata": {}, "weight_map": weight_map}).map(lambda value: json.dumps(value).encode("utf-8"))
     start = damaged(whole[:header]).map(lambda data: data + whole[header:])
-    fuzz(check, start | damaged(whole) | st.just(whole), st.none() | index, examples=20)
+    fuzz(check, start | damaged(whole) | st.just(whole), st.none() | index, examples=8)
 
 
 def test_flax_folders(fuzz, reranker, tmp_path):

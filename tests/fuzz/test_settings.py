@@ -51,7 +51,7 @@ def test_settings_of_the_constructor(fuzz, name):
         assert all(getattr(spec.settings, each) is not None for each in settings if settings[each] is not None)
         return Outcome.RIGHT
 
-    fuzz(check, some_of(vars(known)), examples=40)
+    fuzz(check, some_of(vars(known)), examples=15)
 
 
 @pytest.mark.parametrize("name", MODELS)

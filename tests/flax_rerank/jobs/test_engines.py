@@ -10,6 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
+import fake_reranker
 import numpy as np
 import pytest
 from reference_cases import CASES, load_case
@@ -205,6 +206,7 @@ def test_a_ray_worker_that_is_killed_loses_no_row(ray_cluster, make_job, tmp_pat
             os.kill(os.getpid(), signal.SIGKILL)
 
     fake = make_job([*"abcdefghij", "fault"], on_run=dies_once)
+    cloudpickle.register_pickle_by_value(fake_reranker)
     cloudpickle.register_pickle_by_value(sys.modules[fake.job.load.__module__])
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     result = run_job(fake.job, RayEngine())
