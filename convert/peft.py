@@ -1,6 +1,5 @@
 """LoRA adapters (Hu et al., 2021) in PEFT's files, merged into the tensors of their base checkpoint."""
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 HEAD = "score"  # of a classifier, which the base may not have
 BASE_LAYER = ".base_layer"  # whole weights of an adapted embedding or head, which PEFT saves with the adapter
+CHECKED = ("lora_alpha", "use_rslora", "alpha_pattern", "rank_pattern")
 MOST_QUANTIFIERS, MOST_CHOICES = 3, 16  # in a pattern of names
 ROWS = 1 << 14  # of an update that are multiplied at a time
 
@@ -129,7 +129,8 @@ def merge_adapter(base: TensorSource, folder: Path, unused: Sequence[str] = ()) 
         for name, value in config.items()
         if name not in HARMLESS and value not in SUPPORTED.get(name, ()) and not _off(value)
     ]
-    faults += [f"{CONFIG}: {fault}" for fault in itertools.starmap(fault_of, config.items()) if fault is not None]
+    found = (fault_of(name, config.get(name)) for name in CHECKED)
+    faults += [f"{CONFIG}: {fault}" for fault in found if fault is not None]
     patterns = config.get("alpha_pattern")
     if config.get("lora_alpha") is None:
         faults.append(f"{CONFIG}: lora_alpha is missing")

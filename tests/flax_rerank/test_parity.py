@@ -73,10 +73,9 @@ def test_token_ids_equal_the_reference_and_scores_are_as_near_to_the_exact_ones(
     assert [prepared.pairs.ids(i).tolist() for i in range(len(prepared))] == expected["input_ids"]
     assert prepared.tokens.tolist() == [len(ids) for ids in expected["input_ids"]]
     # Longer pairs would take another shape; some runs have a few.
-    short = [i for i, ids in enumerate(expected["input_ids"]) if len(ids) <= TABLE[0].length]
+    short = [i for i, ids in enumerate(expected["input_ids"]) if len(ids) <= table[0].length]
     if len(short) < len(prepared):
-        pairs = [case.pairs_of(run)[i] for i in short]
-        prepared = model.prepare(pairs, table=TABLE, **expected["call"])
+        prepared = model.prepare([pairs[i] for i in short], table=table, **expected["call"])
     scores = scores_of(model, prepared)
     assert case.error(run, scores, short) <= case.allowed_error(run)
     if "normalized" in expected:

@@ -34,7 +34,9 @@ def test_all_combinations_are_evaluated_with_their_cost(beir, tmp_path, capsys, 
     for point in points:
         expected = evaluate(lambda pairs, given=point["settings"]: model.compute_score(pairs, **given), data, ["nDCG"])
         assert point["mean"] == expected.mean
-        work = count_work(sizes_of(model.spec.config), step.shape.length, point["settings"]["cutoff_layers"])
+        work = count_work(
+            sizes_of(model.spec.config, model.spec.readout), step.shape.length, point["settings"]["cutoff_layers"]
+        )
         assert point["operations"] == work.operations * step.shape.rows / 4
         assert point["pairs_per_second"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
