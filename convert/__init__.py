@@ -3,8 +3,8 @@
 from flax_rerank.convert import peft, sentence_transformers
 from flax_rerank.convert.load import (
     TorchCheckpoint,
+    architecture_with_head,
     architectures_of,
-    family_for,
     family_of,
     model_class_of,
     open_checkpoint,
@@ -15,8 +15,8 @@ from flax_rerank.convert.load import (
 
 __all__ = [
     "TorchCheckpoint",
+    "architecture_with_head",
     "architectures_of",
-    "family_for",
     "family_of",
     "model_class_of",
     "open_checkpoint",

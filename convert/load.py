@@ -1,5 +1,6 @@
 """A PyTorch checkpoint folder to a Flax module."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -116,10 +117,18 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     raise NotImplementedError(f"architecture {asked} is not covered; covered: {', '.join(covered)}")
 
 
-def family_for(model_type: str | None, model_class: str) -> Family | None:
-    """The family of a model type that makes rerankers of a kind, a `RerankerModelClass` value, if there is one."""
-    fitting = (family for family in FAMILIES if family.model_type == model_type)
-    return next((family for family in fitting if model_class in family.model_classes.values()), None)
+def architecture_with_head(hf: Mapping[str, Any], model_type: object, model_class: str) -> str | None:
+    """The architecture of the rerankers of a kind, a `RerankerModelClass` value, that have this model type and the
+    body of config.json; None if there is none. BertForSequenceClassification has that of BertModel and BertForMaskedLM."""
+    names = [
+        name
+        for family in FAMILIES
+        for name, value in family.model_classes.items()
+        if family.model_type == model_type and value == model_class
+    ]
+    bodies = [re.sub(r"(For\w+|Model)$", "", name) for name in architectures_of(hf)]
+    same = [name for name in names if re.sub(r"For\w+$", "", name) in bodies]
+    return next(iter(same or names), None)
 
 
 def truncation_of(hf: Mapping[str, Any]) -> Literal["only_second", "longest_first"]:

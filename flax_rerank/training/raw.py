@@ -17,6 +17,7 @@ from flax_rerank.convert.rules import TensorSource, assign, assignments
 from flax_rerank.convert.torch_files import open_torch_files
 from flax_rerank.dtypes import DTypes
 from flax_rerank.hub import local_folder, model_name
+from flax_rerank.json_files import read_object
 from flax_rerank.params import CheckpointError, Index, Shape, load_arrays, shapes_of
 from flax_rerank.settings import RerankerModelClass
 from flax_rerank.spec import Spec, describe
@@ -45,15 +46,17 @@ def open_raw(name: str, model_class: RerankerModelClass | None, heads: Mapping[s
     """
     kind = model_class or RerankerModelClass.ENCODER_ONLY_BASE
     folder = local_folder(model_name(name), settings.get("cache_dir"))
-    hf = convert.read_config(folder)
-    model_type = hf.get("model_type")
-    family = convert.family_for(WITH_HEADS.get((str(model_type), kind), model_type), kind.value)
-    if family is None:
-        raise NotImplementedError(
-            f"no reranker of the kind {kind.value} is made of a model of the type {model_type!r}"
-        )
-    architecture = next(each for each, value in family.model_classes.items() if value == kind.value)
-    changed: dict[str, Any] = {"model_type": family.model_type, "architectures": [architecture]}
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a model?")
+    hf = read_object(
+        folder / "config.json"
+    )  # without the modules of sentence-transformers: it may be an embedding model
+    model_type = WITH_HEADS.get((str(hf.get("model_type")), kind), hf.get("model_type"))
+    architecture = convert.architecture_with_head(hf, model_type, kind.value)
+    if architecture is None:
+        made = f"no reranker of the kind {kind.value} is made of a model of the type {model_type!r}"
+        raise NotImplementedError(made)
+    changed: dict[str, Any] = {"model_type": model_type, "architectures": [architecture]}
     if kind is RerankerModelClass.ENCODER_ONLY_BASE:
         changed |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if kind is RerankerModelClass.DECODER_ONLY_LAYERWISE:
