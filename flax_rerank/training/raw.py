@@ -48,9 +48,8 @@ def open_raw(name: str, model_class: RerankerModelClass | None, heads: Mapping[s
     folder = local_folder(model_name(name), settings.get("cache_dir"))
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a model?")
-    hf = read_object(
-        folder / "config.json"
-    )  # without the modules of sentence-transformers: it may be an embedding model
+    # Without the modules of sentence-transformers: the model may be one for embeddings.
+    hf = read_object(folder / "config.json")
     model_type = WITH_HEADS.get((str(hf.get("model_type")), kind), hf.get("model_type"))
     architecture = convert.architecture_with_head(hf, model_type, kind.value)
     if architecture is None:

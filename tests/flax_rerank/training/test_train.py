@@ -198,8 +198,8 @@ def test_lora_adapter_and_merged_model_score_alike(tmp_path):
     assert tensors["base_model.model.bert.encoder.layer.0.output.dense.lora_A.weight"].shape[0] == 4
 
 
-@pytest.mark.parametrize("case", ["decoder-gemma", "layerwise-minicpm"])
-def test_adapter_of_a_decoder_is_read_by_peft_path(case, tmp_path):
+def test_adapter_of_layers_and_heads_is_read_by_peft_path(tmp_path):
+    case = "layerwise-minicpm"
     result = run(
         case, tmp_path / "run", use_lora=True, lora_rank=4, max_steps=2, passage_max_len=96, export=["adapter"]
     )
@@ -246,20 +246,6 @@ def test_master_weights_are_float32_under_bfloat16(tmp_path):
     kernel, before = (params_of(path)["layers.output.kernel"] for path in (result.model, CASES / "encoder-bert"))
     assert kernel.dtype == np.float32
     assert 0 < np.abs(kernel - before).max() < 1e-4  # less than bfloat16 could hold beside most weights
-
-
-def test_sharded_run_gives_the_same_weights(undisturbed, tmp_path):
-    """Two devices share each micro batch; the same groups make a step."""
-    result = run(
-        "encoder-bert", tmp_path / "run", devices=["cpu:0", "cpu:1"], mesh="data=2", per_device_train_batch_size=1
-    )
-    expected = params_of(undisturbed[1].model)
-    worst = max(np.abs(array - expected[path]).max() for path, array in params_of(result.model).items())
-    assert worst < 1e-3  # Adam moves a weight by its learning rate where a gradient is near 0, whichever its sign
-    assert (
-        largest_difference([p["loss"] for p in points(tmp_path / "run")], [p["loss"] for p in points(undisturbed[0])])
-        < 1e-4
-    )
 
 
 def test_settings_out_of_range_are_named():
