@@ -93,7 +93,8 @@ def sentence_transformers(options: argparse.Namespace, out: str, times: list[flo
             "labels": [[1.0] + [0.0] * negatives for _ in groups],
         }
     )
-    model = CrossEncoder(options.model, num_labels=1, max_length=options.max_length, device="cpu")
+    kind = {"dtype": "float32"}  # else that of the checkpoint, which may be float16
+    model = CrossEncoder(options.model, num_labels=1, max_length=options.max_length, device="cpu", model_kwargs=kind)
     trainer = CrossEncoderTrainer(
         model=model,
         args=CrossEncoderTrainingArguments(**_hugging_face(options, out)),
