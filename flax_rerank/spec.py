@@ -182,6 +182,8 @@ def describe(
         if model_class not in (None, named):
             raise ValueError(f"{folder or name} is a reranker of the kind {named.value}, not {model_class.value}")
     peft_path = settings.get("peft_path")
+    if not fits(peft_path, str | os.PathLike | None):
+        raise TypeError(f"peft_path is {peft_path!r}; it must be the path or the name of an adapter")
     adapter = None if peft_path is None else local_folder(str(peft_path), settings.get("cache_dir"))
     if adapter is not None and not is_flax:
         hf = convert.peft.with_head(hf, adapter)

@@ -348,3 +348,8 @@ def test_no_remote_code_runs_whatever_trust_remote_code_says(folder, trust_remot
     (folder / "evil.py").write_text("raise SystemExit('remote code ran')\n")
     assert type(load(folder, trust_remote_code=trust_remote_code)) is FlaxReranker
     assert "evil" not in sys.modules
+
+
+def test_a_peft_path_that_is_no_path_is_named():
+    with pytest.raises(TypeError, match="peft_path is 1; it must be the path or the name of an adapter"):
+        FlaxAutoReranker.from_finetuned(str(CASES / "decoder-llama"), peft_path=1)
