@@ -119,7 +119,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
 
 def architecture_with_head(hf: Mapping[str, Any], model_type: object, model_class: str) -> str | None:
     """The architecture of the rerankers of a kind, a `RerankerModelClass` value, with this model type and the body of
-    config.json; None if there is none. BertForSequenceClassification has that of BertModel and BertForMaskedLM."""
+    config.json, or None. BertForSequenceClassification has that of BertModel and BertForMaskedLM."""
     names = [
         name
         for family in FAMILIES

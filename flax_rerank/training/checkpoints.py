@@ -41,7 +41,7 @@ class Checkpoints:
 
         latest = ocp.checkpoint_managers.LatestN(limit)
         policy = ocp.checkpoint_managers.AnyPreservationPolicy([latest, Best()])
-        # Whoever is told that a checkpoint is written may rely on it; the next step donates the arrays.
+        # The next step donates the arrays, so they are written before `save` returns.
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
         self.folder = folder
         self._args = ocp.args
@@ -50,7 +50,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The step of the last checkpoint; None if there is none."""
+        """The step of the last checkpoint, or None."""
         return self._manager.latest_step()
 
     def restore(self, step: int) -> State:
