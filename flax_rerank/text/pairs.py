@@ -39,7 +39,9 @@ def as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pa
         raise TypeError(f"pair 0 is not two strings: {_short(pairs[0])}")
     checked = []
     for index, pair in enumerate(pairs):
-        is_row = isinstance(pair, list | tuple | np.ndarray) and len(pair) == 2
+        is_row = (
+            pair.shape == (2,) if isinstance(pair, np.ndarray) else isinstance(pair, list | tuple) and len(pair) == 2
+        )
         if not is_row or not isinstance(pair[0], str) or not isinstance(pair[1], str):
             raise TypeError(f"pair {index} is not two strings: {_short(pair)}")
         checked.append((pair[0], pair[1]))

@@ -358,3 +358,8 @@ def test_a_reranker_scores_as_if_its_instructions_stood_in_the_texts(bert):
     )
     scores = instructed.compute_score([("panda", "tutor"), ("buyer", "")])
     assert scores == bert.compute_score([("justice:\npanda", "physical tutor"), ("justice:\nbuyer", "physical ")])
+
+
+def test_an_array_without_axes_is_no_pair():
+    with pytest.raises(TypeError, match=r"^pair 0 is not two strings"):
+        as_pairs([np.array("a")])
