@@ -20,7 +20,7 @@ from flax_rerank.jobs.manifest import Changes, Description, check, describe, dif
 from flax_rerank.jobs.shards import Marker
 from flax_rerank.jobs.stopping import StopSignals
 from flax_rerank.jobs.summary import Summary, summarize
-from flax_rerank.jobs.weights import changed_weights, record_weights
+from flax_rerank.jobs.weights import changed_weights
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ def run_job(job: Job, engine: LocalEngine | RayEngine, *, overwrite: bool = Fals
             with ThreadPoolExecutor(16) as pool:  # each is a request, if the folder is not on disk
                 markers = list(pool.map(read_json, [finished[shard.index] for shard in shards]))
             manifest = read_json(job.manifest)
-            weights = record_weights(job) if manifest is None else manifest["weights"]
-            summary = {**summarize(markers), "job": {**description, "weights": weights}}
+            summary = {**summarize(markers), "job": {**description, "weights": manifest["weights"]}}
             if job.file is not None:
                 summary["bytes"] = join(job, job.file, markers)
             write_json(job.summary, summary)

@@ -37,7 +37,7 @@ class ParquetSource(PairSource):
     def _cut(self, file: str, rows: int) -> tuple[int, list[int]]:
         with open_parquet(file) as table:
             self._require_columns(file, table.schema_arrow)
-            *starts, total = _group_starts(table)
+            *starts, total = _group_starts(file, table)
         return total, [bisect_right(starts, before) - 1 for before in range(0, total, rows)]
 
     def _require_columns(self, file: str, schema: "pa.Schema") -> None:
@@ -57,13 +57,13 @@ class ParquetSource(PairSource):
     def _open(self, shard: Shard) -> tuple[int, Generator[dict[str, Any] | ValueError]]:
         def records() -> Generator[dict[str, Any] | ValueError]:
             with open_parquet(shard.file) as table:
-                starts = _group_starts(table)
+                starts = _group_starts(shard.file, table)
                 for group in range(shard.offset, table.num_row_groups):
                     for batch in _batches(shard.file, table, group, starts[group]):
                         yield from _records_of(batch)
 
         with open_parquet(shard.file) as table:
-            return _group_starts(table)[shard.offset] + 1, records()
+            return _group_starts(shard.file, table)[shard.offset] + 1, records()
 
     def _record(self, raw: dict[str, Any]) -> dict[str, Any]:
         return raw
@@ -105,9 +105,11 @@ def unify_schemas(schemas: "dict[str, pa.Schema]") -> "pa.Schema":
     return unified
 
 
-def _group_starts(table: "pq.ParquetFile") -> list[int]:
-    """Rows before each row group, and after the last."""
-    counts = (table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
+def _group_starts(file: str, table: "pq.ParquetFile") -> list[int]:
+    """Rows before each row group, and after the last. Raises ValueError for a count that cannot be."""
+    counts = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+    if any(count < 0 for count in counts):
+        raise ValueError(f"{file} is damaged: a row group has {min(counts)} rows")
     return list(accumulate(counts, initial=0))
 
 

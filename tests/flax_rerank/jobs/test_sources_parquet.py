@@ -171,3 +171,19 @@ def test_a_coarser_time_is_written_in_the_unit_of_all_files(tmp_path):
     rows = rows_of(source, source.shards(10))
     Format(".parquet", source.schema()).write(str(tmp_path / "c.parquet"), rows, {"score": np.ones(4)})
     assert pq.read_table(tmp_path / "c.parquet")["at"].cast("int64").to_pylist() == [1_000_000, None, 1, None]
+
+
+def test_a_row_group_with_fewer_than_no_rows_is_damage(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table({"query": ["a"] * 3, "passage": ["b"] * 3}), path)
+    whole = path.read_bytes()
+    for place in reversed(range(len(whole) - 8)):  # the counts are in the footer
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            rows = pq.ParquetFile(path).metadata.row_group(0).num_rows
+        except (pa.ArrowException, OSError, RuntimeError, IndexError):
+            continue
+        if rows < 0:
+            break
+    with pytest.raises(ValueError, match=r"pairs.parquet is damaged: a row group has -\d+ rows"):
+        ParquetSource([str(path)]).shards(10)
