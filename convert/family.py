@@ -27,6 +27,7 @@ class Family:
         truncation: how the library that these models are published for cuts long texts; see `PromptFormat`.
         prefix: with what the names of the body's tensors begin, where the body can be saved without a head.
         model_types: other spellings of `model_type`.
+        spellings: with what names of tensors may begin instead, and with what they begin in the rules.
         is_of: whether a config.json with such an architecture or `model_type` is of this family, where several have
             them. The first family counts of which it is.
         in_transformers: transformers' class of the architecture's name runs these checkpoints as they are.
@@ -43,5 +44,6 @@ class Family:
     truncation: Literal["only_second", "longest_first"] = "only_second"
     prefix: str | None = None
     model_types: tuple[str, ...] = ()
+    spellings: tuple[tuple[str, str], ...] = ()
     is_of: Callable[[Mapping[str, Any]], bool] = lambda hf: True
     in_transformers: bool = True

@@ -49,4 +49,6 @@ GTE = Family(
     ignored=lambda readout: (r"new\.embeddings\.position_ids",),
     truncation="longest_first",
     prefix="new.",
+    # What transformers 5 writes for a model that it read from the original names, and for one that it made.
+    spellings=(("new.gte.", "new."), ("new.classifier.", "classifier."), ("gte.", "new.")),
 )

@@ -13,6 +13,9 @@ from typing import Any
 from flax_rerank.models.layers import ACTIVATIONS
 
 REQUIRED = object()
+# What `read_config` adds to the fields of config.json: the files of sentence-transformers, and whether there is this
+# tensor, which tells two families apart. A Flax checkpoint keeps them, and an export leaves them out.
+FILES, TENSOR = "sentence_transformers_files", "roberta.emb_ln.weight"
 MOST = 2**31 - 1
 
 
@@ -118,7 +121,7 @@ NO_EFFECT_ON_SCORES = frozenset(
     output_attentions output_hidden_states output_past output_scores pad_token_id pooler_fc_size
     pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type prefix problem_type
     remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
-    sbert_ce_default_activation_function sentence_transformers sentence_transformers_files sep_token_id suppress_tokens
+    sbert_ce_default_activation_function sentence_transformers sep_token_id suppress_tokens
     task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
     transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
     use_return_dict
@@ -131,7 +134,7 @@ class HFConfig:
 
     def __init__(self, fields: Mapping[str, Any], file: str = "config.json") -> None:
         self._fields, self._file = fields, file
-        self._known = set(NO_EFFECT_ON_SCORES)
+        self._known = {*NO_EFFECT_ON_SCORES, FILES, TENSOR}
         self._faults: dict[str, None] = {}  # a field may be taken twice: each fault once, in order
 
     def take(self, name: str, default: Any = REQUIRED) -> Any:

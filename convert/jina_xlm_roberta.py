@@ -1,28 +1,27 @@
 """XLM-RoBERTa with the tensor names of Jina's own code (jina-reranker-v2-base-multilingual). Its config.json names
-XLM-RoBERTa's class, and has fields of that code."""
+XLM-RoBERTa's class, so its tensors tell which it is."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from flax_rerank.convert.encoder import embedding_rules
-from flax_rerank.convert.hf_config import HFConfig
+from flax_rerank.convert.hf_config import TENSOR, HFConfig
 from flax_rerank.convert.rules import Rule, layer_norm, linear, packed
 from flax_rerank.convert.xlm_roberta import HEAD, XLM_ROBERTA, roberta_architecture
 from flax_rerank.models.encoder import EncoderConfig
 from flax_rerank.models.readout import Readout
 
-MARK = "use_flash_attn"
-
 
 def is_jina_xlm_roberta(hf: Mapping[str, Any]) -> bool:
-    """Whether a config.json that names XLM-RoBERTa's class belongs to Jina's code."""
-    return MARK in hf or "model_type" not in hf or "XLMRobertaFlashConfig" in str(hf.get("auto_map"))
+    """Whether a config.json that names XLM-RoBERTa's class belongs to Jina's code. Without tensors, its own fields
+    say so."""
+    return hf.get(TENSOR, "use_flash_attn" in hf or "model_type" not in hf)
 
 
 def jina_architecture(hf: HFConfig) -> tuple[EncoderConfig, Readout]:
     """XLM-RoBERTa's."""
-    for name in (MARK, "emb_pooler"):
+    for name in ("use_flash_attn", "emb_pooler"):
         hf.take(name, None)
     return roberta_architecture(hf)
 

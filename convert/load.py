@@ -23,7 +23,7 @@ from flax_rerank.convert.family import Family
 from flax_rerank.convert.gemma import GEMMA
 from flax_rerank.convert.gemma2 import GEMMA2
 from flax_rerank.convert.gte import GTE
-from flax_rerank.convert.hf_config import fault_of
+from flax_rerank.convert.hf_config import TENSOR, fault_of
 from flax_rerank.convert.jina_bert import JINA_BERT
 from flax_rerank.convert.jina_v3 import JINA_V3
 from flax_rerank.convert.jina_xlm_roberta import JINA_XLM_ROBERTA
@@ -36,6 +36,7 @@ from flax_rerank.convert.qwen2 import QWEN2, QWEN2_CLASSIFIER
 from flax_rerank.convert.qwen3 import QWEN3, QWEN3_CLASSIFIER
 from flax_rerank.convert.roberta import ROBERTA
 from flax_rerank.convert.rules import Assignment, TensorSource, assign, fill
+from flax_rerank.convert.torch_files import RenamedFiles, names_in_safetensors
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
 from flax_rerank.json_files import read_object
 from flax_rerank.models.readout import Readout
@@ -51,7 +52,8 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder, with the files of sentence-transformers beside it, if there are any.
+    """config.json of a checkpoint folder, with the files of sentence-transformers beside it, if there are any, and
+    with whether there is the tensor that tells the two families apart whose config.json may be the same.
 
     Raises:
         FileNotFoundError: there is no such file, or one that another one names.
@@ -62,7 +64,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a model?")
     config = read_object(path)
     files = sentence_transformers.read_files(folder)
-    return config | ({sentence_transformers.FILES: files} if files else {})
+    if files:
+        config[sentence_transformers.FILES] = files
+    tensors = names_in_safetensors(folder) if {*XLM_ROBERTA.model_classes} & {*architectures_of(config)} else None
+    if tensors is not None:
+        config[TENSOR] = TENSOR in tensors
+    return config
 
 
 def architectures_of(hf: Mapping[str, Any]) -> tuple[str, ...]:
@@ -182,7 +189,7 @@ def open_checkpoint(
         CheckpointError: tensors missing, left over or misshapen, files corrupt; all of them at once.
     """
     family, params = family_of(hf), shapes_of(module)
-    source: TensorSource = sentence_transformers.open_files(folder, hf)
+    source = _with_names_of_rules(sentence_transformers.open_files(folder, hf), family)
     if adapter is not None:
         source = merge_adapter(source, adapter, family.ignored(readout))
     rules = family.rules(config, readout, hf)
@@ -190,3 +197,14 @@ def open_checkpoint(
     if faults:
         raise CheckpointError(folder, faults)
     return TorchCheckpoint(source, params, assignments)
+
+
+def _with_names_of_rules(source: TensorSource, family: Family) -> TensorSource:
+    """The tensors of a source as the rules of a family name them."""
+    names = {}
+    for name in source.shapes():
+        begins = [(theirs, ours) for theirs, ours in family.spellings if name.startswith(theirs)]
+        theirs, ours = begins[0] if begins else ("", "")
+        names[ours + name.removeprefix(theirs)] = name
+    # If two have one name, both spellings are there: what is not of the rules is then left over.
+    return RenamedFiles(source, names) if len(names) == len(source.shapes()) else source

@@ -10,17 +10,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from flax_rerank.convert.family import Family
-from flax_rerank.convert.hf_config import HFConfig
+from flax_rerank.convert.hf_config import FILES, TENSOR, HFConfig
 from flax_rerank.convert.rules import Rule, TensorSource, layer_norm, linear
 from flax_rerank.convert.torch_files import JoinedFiles, open_torch_files
 from flax_rerank.json_files import read_json
 from flax_rerank.models.heads import DenseHead
 from flax_rerank.models.readout import Readout
 
-FILES = "sentence_transformers_files"
 MODULES, SETTINGS, BODY = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 TEMPLATES = "additional_chat_templates"
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "LogitScore")
+VECTORS = ("Pooling", "Normalize")  # where they come last, the output is a vector
 WITH_WEIGHTS = ("Dense", "LayerNorm")
 NORM_EPSILON = 1e-5  # of LayerNorm, whose config does not say
 ACTIVATIONS = {
@@ -90,6 +90,9 @@ def modules_of(hf: Mapping[str, Any]) -> tuple[Module, ...]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{MODULES} must be a list of objects")
     modules = []
+    last = str(entries[-1].get("type")).rpartition(".")[2] if entries else None
+    if last in VECTORS:
+        raise ValueError(f"{MODULES} ends with {last}: it is an embedding model, which gives vectors and no scores")
     for entry in entries:
         kind, path = entry.get("type"), entry.get("path")
         if not isinstance(kind, str) or not isinstance(path, str):
@@ -154,7 +157,10 @@ def open_files(folder: Path, hf: Mapping[str, Any]) -> TensorSource:
 
 def config_files(hf: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON files of a checkpoint and its named chat templates, by their paths in it, and what each holds."""
-    return {"config.json": {name: value for name, value in hf.items() if name != FILES}, **hf.get(FILES, {})}
+    return {
+        "config.json": {name: value for name, value in hf.items() if name not in (FILES, TENSOR)},
+        **hf.get(FILES, {}),
+    }
 
 
 def require_plain_texts(hf: Mapping[str, Any]) -> None:

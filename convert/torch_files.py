@@ -7,6 +7,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -44,6 +45,16 @@ def open_torch_files(folder: Path) -> TensorSource:
     if pickles:
         return PickleFiles(folder, pickles)
     raise FileNotFoundError(f"no weights in {folder}: looked for {SINGLE}, {INDEX} and pytorch_model.bin")
+
+
+def names_in_safetensors(folder: Path) -> Iterable[str] | None:
+    """The names of the tensors in `folder`; None where it has no safetensors.
+
+    Raises:
+        CheckpointError: a file is missing or corrupt.
+    """
+    has_files = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+    return open_torch_files(folder).shapes() if has_files else None
 
 
 class _Entry(NamedTuple):
@@ -212,6 +223,29 @@ class JoinedFiles:
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         source, own = self._sources[name]
         return source.read(own, index)
+
+
+@dataclass(frozen=True)
+class RenamedFiles:
+    """Tensors of a source under other names; `names` has the source's name of each."""
+
+    source: TensorSource
+    names: Mapping[str, str]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.source.files
+
+    def shapes(self) -> Mapping[str, Shape]:
+        shapes = self.source.shapes()
+        return {name: shapes[stored] for name, stored in self.names.items()}
+
+    def dtypes(self) -> Mapping[str, np.dtype]:
+        dtypes = self.source.dtypes()
+        return {name: dtypes[stored] for name, stored in self.names.items()}
+
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        return self.source.read(self.names[name], index)
 
 
 class PickleFiles:

@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,11 +13,11 @@ from jax.sharding import NamedSharding
 from flax_rerank import convert
 from flax_rerank.convert import TorchCheckpoint
 from flax_rerank.convert.rules import TensorSource, assign, assignments
-from flax_rerank.convert.torch_files import open_torch_files
+from flax_rerank.convert.torch_files import RenamedFiles, open_torch_files
 from flax_rerank.dtypes import DTypes
 from flax_rerank.hub import local_folder, model_name
 from flax_rerank.json_files import read_object
-from flax_rerank.params import CheckpointError, Index, Shape, load_arrays, shapes_of
+from flax_rerank.params import CheckpointError, load_arrays, shapes_of
 from flax_rerank.settings import RerankerModelClass
 from flax_rerank.spec import Spec, describe
 from flax_rerank.text.tokenizer import Tokenizer
@@ -66,27 +65,6 @@ def open_raw(name: str, model_class: RerankerModelClass | None, heads: Mapping[s
     return describe(name, folder, {**hf, **changed}, Tokenizer.from_folder(folder), kind, **settings)
 
 
-@dataclass(frozen=True)
-class _Renamed:
-    """Tensors under other names."""
-
-    source: TensorSource
-    names: Mapping[str, str]
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return self.source.files
-
-    def shapes(self) -> Mapping[str, Shape]:
-        return {name: self.source.shapes()[stored] for name, stored in self.names.items()}
-
-    def dtypes(self) -> Mapping[str, np.dtype]:
-        return {name: self.source.dtypes()[stored] for name, stored in self.names.items()}
-
-    def read(self, name: str, index: Index = ()) -> np.ndarray:
-        return self.source.read(self.names[name], index)
-
-
 def load_raw(
     spec: Spec, module: nnx.Module, dtypes: DTypes, shardings: Mapping[str, NamedSharding], key: jax.Array
 ) -> tuple[dict[str, jax.Array], bool]:
@@ -113,7 +91,7 @@ def load_raw(
     }
     new = {item.path for item in assignments(rules, shapes) if item.tensor not in names and is_head(item.path)}
     there = {path: shape for path, shape in shapes.items() if path not in new}
-    renamed = _Renamed(source, names)
+    renamed = RenamedFiles(source, names)
     rules = [rule for rule in rules if rule.flax in there]
     found, faults = assign(renamed.shapes(), there, rules)
     if faults:

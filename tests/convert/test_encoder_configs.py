@@ -3,14 +3,18 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
-from reference_cases import CASES
+from reference_cases import CASES, open_torch
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import CheckpointError, FlaxAutoReranker
 from flax_rerank.convert import family_of
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.models.rotary import RopeScaling
+from flax_rerank.spec import open_spec
+
+FLOAT32 = np.dtype(np.float32)
 
 
 def fields_of(name, **changes):
@@ -57,6 +61,36 @@ def test_jina_reranker_v2_is_told_from_xlm_roberta(mark):
     config, readout = architecture_of("encoder-jina-v2", **mark)
     assert "roberta.emb_ln.weight" in [rule.torch for rule in family.rules(config, readout, {})]
     assert config.position_offset == 2
+
+
+def test_jina_reranker_v2_is_told_from_xlm_roberta_by_its_tensors_whatever_its_config_says(tmp_path):
+    folder = shutil.copytree(CASES / "encoder-jina-v2", tmp_path / "model")
+    as_xlm_roberta = fields_of("encoder-jina-v2", auto_map=..., use_flash_attn=..., model_type="xlm-roberta")
+    (folder / "config.json").write_text(json.dumps(as_xlm_roberta))
+    found = FlaxAutoReranker.from_finetuned(folder, devices="cpu:0")
+    own = FlaxAutoReranker.from_finetuned(CASES / "encoder-jina-v2", devices="cpu:0")
+    assert all((found.params[path] == array).all() for path, array in own.params.items())
+    as_jina = fields_of("encoder-xlmr", model_type=..., use_flash_attn=True)
+    folder = shutil.copytree(CASES / "encoder-xlmr", tmp_path / "other")
+    (folder / "config.json").write_text(json.dumps(as_jina))
+    with pytest.raises(ValueError, match="use_flash_attn = True is not understood"):
+        open_spec(str(folder))
+
+
+def test_gte_as_transformers_5_saves_it(tmp_path):
+    """It puts `new.` before its own names if it read the original ones, and has only its own if it made the model."""
+    own = open_torch(CASES / "encoder-gte-new")
+    tensors = load_file(CASES / "encoder-gte-new" / "model.safetensors")
+    for before in ("new.", ""):
+        folder = shutil.copytree(CASES / "encoder-gte-new", tmp_path / f"saved-{before}")
+        renamed = {before + name.replace("new.", "gte."): tensor for name, tensor in tensors.items()}
+        save_file(renamed, folder / "model.safetensors")
+        found = open_torch(folder)
+        for path in own.shapes():
+            np.testing.assert_array_equal(found.read(path, FLOAT32), own.read(path, FLOAT32))
+        save_file(renamed | tensors, folder / "model.safetensors")
+        with pytest.raises(CheckpointError, match=r"gte.embeddings.LayerNorm.bias \[48\] is left over"):
+            open_torch(folder)
 
 
 @pytest.mark.parametrize(

@@ -105,16 +105,12 @@ def test_a_field_of_a_module_that_is_not_understood_is_named(ettin, file, fields
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (
-            {"type": "sentence_transformers.models.Normalize"},
-            r"the module sentence_transformers.models.Normalize is not",
-        ),
+        ({"type": "sentence_transformers.models.Normalize"}, "ends with Normalize: it is an embedding model"),
+        ({"type": "sentence_transformers.models.Pooling"}, "ends with Pooling: it is an embedding model"),
+        ({"type": "sentence_transformers.models.WordWeights"}, r"the module sentence_transformers.models.WordWeights"),
         ({"type": "my_code.Dense"}, r"the module my_code.Dense is not supported; only Transformer, Pooling"),
         ({"path": "../4_Dense"}, r"cannot be in the folder '../4_Dense'"),
-        (
-            {"type": "sentence_transformers.models.Pooling"},
-            r"with Pooling, Dense, LayerNorm, Pooling is not supported",
-        ),
+        ({"type": "sentence_transformers.models.LayerNorm"}, "with Pooling, Dense, LayerNorm, LayerNorm is not"),
         ({"type": 3}, "type and path must be strings"),
     ],
 )
