@@ -12,7 +12,6 @@ from flax_rerank.convert.rules import Assignment, assignments
 from flax_rerank.convert.torch_files import write_json, write_safetensors
 from flax_rerank.dtypes import FLOAT32
 from flax_rerank.params import shapes_of
-from flax_rerank.settings import RerankerModelClass
 from flax_rerank.spec import Spec
 from flax_rerank.training.lora import DOWN, UP, LoRASettings, is_head, target_paths
 
@@ -55,23 +54,36 @@ def save_adapter(
     """
     adapted, whole = adapter_tensors(spec, lora)
     tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    parts: dict[str, list[Assignment]] = {}
     for item in adapted:
-        module = PREFIX + item.tensor.removesuffix(".weight")
-        for side, factor in (("A", DOWN), ("B", UP)):
-            value = np.asarray(trained[item.path + factor])[item.region]
-            tensors[f"{module}.lora_{side}.weight"] = np.ascontiguousarray(value.T)
+        parts.setdefault(item.tensor.removesuffix(".weight"), []).append(item)
+    for module, items in parts.items():
+        # Of a tensor that packs several kernels, the rank is the sum of theirs.
+        down = np.concatenate([np.asarray(trained[item.path + DOWN])[item.region].T for item in items])
+        rows = items[0].shape[0]
+        up = np.zeros((rows, len(down)), np.float32)
+        for place, item in enumerate(items):
+            factor = np.asarray(trained[item.path + UP])[item.region].T  # [out, rank]
+            start = getattr(item.transform, "part", 0) * len(factor)
+            up[start : start + len(factor), place * lora.rank : (place + 1) * lora.rank] = factor
+        tensors |= {f"{PREFIX}{module}.lora_A.weight": down, f"{PREFIX}{module}.lora_B.weight": up}
+        if len(down) != lora.rank:
+            ranks[module] = len(down)
     for item in whole:
         value = item.transform.to_torch(np.asarray(trained[item.path])[item.region])
         tensors[PREFIX + item.tensor] = np.ascontiguousarray(value)
     modules = sorted({item.tensor.rpartition(".")[0] for item in adapted})
     heads = sorted({item.tensor.rpartition(".")[0] for item in whole})
-    encoder = spec.model_class is RerankerModelClass.ENCODER_ONLY_BASE
+    classifier = any("SequenceClassification" in name for name in spec.family.model_classes)
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if encoder else "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if classifier else "CAUSAL_LM",
         "base_model_name_or_path": spec.name,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
+        "rank_pattern": ranks,
+        "alpha_pattern": {module: lora.alpha * rank / lora.rank for module, rank in ranks.items()},
         "lora_dropout": lora.dropout,
         "target_modules": modules,
         "modules_to_save": heads or None,

@@ -224,17 +224,11 @@ TABLE = (Shape(8, 128),)
             for name in (
                 "encoder-bert",
                 "encoder-xlmr",
-                "encoder-deberta-v2",
-                "encoder-modernbert-mean",
                 "decoder-gemma",
                 "decoder-gemma2",
-                "decoder-llama",
-                "decoder-mistral",
                 "decoder-qwen2",
-                "decoder-qwen3",
                 "layerwise-minicpm",
                 "lightweight-gemma2",
-                "seqcls-llama",
             )
         ),
     ],

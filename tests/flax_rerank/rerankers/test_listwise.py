@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference_cases import CASES, load_case
 
-from flax_rerank import FlaxAutoReranker, FlaxListwiseReranker
+from flax_rerank import FlaxAutoReranker, FlaxListwiseReranker, ShardingRules
 from flax_rerank.batching import Shape
 from flax_rerank.jobs import JobOptions, score_files
 
@@ -98,12 +98,13 @@ def test_a_checkpoint_gives_the_same_scores(reranker, tmp_path):
     assert loaded.compute_score(pairs) == model.compute_score(pairs)
 
 
-def test_a_job_scores_lists(reranker, tmp_path):
+def test_a_job_over_two_devices_scores_lists(reranker, tmp_path):
     case = load_case(NAME)
     pairs = case.pairs[:3]
     rows = [json.dumps({"query": query, "passage": passage}) + "\n" for query, passage in pairs]
     (tmp_path / "pairs.jsonl").write_text("".join(rows), encoding="utf-8")
     options = JobOptions(input=tmp_path / "pairs.jsonl", output=tmp_path / "scores.jsonl")
-    score_files(str(CASES / NAME), options, devices="cpu:0", **case.runs[1]["init"], **case.runs[1]["call"])
+    devices = {"devices": ["cpu:0", "cpu:1"], "mesh": "model=2", "sharding_rules": ShardingRules(vocab=None)}
+    score_files(str(CASES / NAME), options, **devices, **case.runs[1]["init"], **case.runs[1]["call"])
     scores = [json.loads(line)["score"] for line in (tmp_path / "scores.jsonl").read_text("utf-8").splitlines()]
     assert case.error(1, scores, slice(3)) <= 1e-4

@@ -32,7 +32,16 @@ FAMILIES = [
     *("encoder-modernbert-cls", "encoder-modernbert-mean", "encoder-ettin"),
     *("decoder-gemma", "decoder-gemma2", "decoder-llama", "decoder-mistral", "decoder-qwen2", "decoder-qwen3"),
     *("layerwise-minicpm", "layerwise-raw-single", "lightweight-gemma2"),
-    *("listwise-jina-v3", "logit-st-module", "seqcls-llama-bidirectional", "seqcls-st-message"),
+    *(
+        "listwise-jina-v3",
+        "logit-qwen3-reranker",
+        "logit-mxbai-v2",
+        "logit-zerank",
+        "logit-ctxl",
+        "logit-ctxl-mistral",
+    ),
+    *("logit-st-module", "logit-st-module-single", "seqcls-llama", "seqcls-llama-bidirectional", "seqcls-qwen3"),
+    "seqcls-st-message",
 ]
 FLOAT32, FLOAT16, BFLOAT16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
