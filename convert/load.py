@@ -36,6 +36,7 @@ from flax_rerank.convert.qwen2 import QWEN2, QWEN2_CLASSIFIER
 from flax_rerank.convert.qwen3 import QWEN3, QWEN3_CLASSIFIER
 from flax_rerank.convert.roberta import ROBERTA
 from flax_rerank.convert.rules import Assignment, TensorSource, assign, fill
+from flax_rerank.convert.t5 import T5
 from flax_rerank.convert.torch_files import RenamedFiles, names_in_safetensors
 from flax_rerank.convert.xlm_roberta import XLM_ROBERTA
 from flax_rerank.json_files import read_object
@@ -47,7 +48,7 @@ FAMILIES: tuple[Family, ...] = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2),
     *(MINICPM, COST_WISE_GEMMA),
     *(LLAMA_CLASSIFIER, LLAMA_BIDIRECTIONAL, MISTRAL_CLASSIFIER, QWEN2_CLASSIFIER, QWEN3_CLASSIFIER),
-    JINA_V3,
+    *(JINA_V3, T5),
 )
 
 

@@ -65,6 +65,7 @@ _NAMES_OF_FORMATS: tuple[tuple[str | PromptFormat, tuple[str, ...]], ...] = (
     ),
     ("ctxl-v2", tuple(f"ContextualAI/ctxl-rerank-v2-instruct-multilingual-{size}" for size in ("1b", "2b", "6b"))),
     ("nemotron", ("nvidia/llama-nemotron-rerank-1b-v2",)),
+    ("monot5", tuple(f"castorini/monot5-{size}-msmarco" for size in ("base", "large", "3b"))),
 )
 
 AUTO_RERANKER_MAPPING: OrderedDict[str, RerankerConfig] = OrderedDict(

@@ -34,6 +34,7 @@ class Entry:
 
 PAIR, PAIR_FLAG = "pair, longest_first", "pair, only_second"
 TRANSFORMERS = f"{RANDOM}: transformers 5.24, and float64"
+TRANSFORMERS_ALONE = f"{RANDOM}: transformers 5.24"
 FLAG = f"{RANDOM}: FlagEmbedding 1.4.2"
 CAUSAL, CROSS = "pre-norm, causal, rotary", "CrossEncoder of sentence-transformers 6.2"
 MODELS: tuple[Entry, ...] = (
@@ -91,11 +92,13 @@ MODELS: tuple[Entry, ...] = (
           "CC-BY-NC-SA-4.0", f"{RANDOM} for each family: the model card's rule, {CROSS}"),
     Entry("llama", ("castorini/rankllama-v1-7b-lora-passage",), "FlaxLLMReranker",
           f"{CAUSAL}, a classification head in an adapter", "rankllama, longest_first", None, UNREAD,
-          f"{RANDOM}: transformers 5.24"),
+          TRANSFORMERS_ALONE),
     Entry("llama_bidirec", ("nvidia/llama-nemotron-rerank-1b-v2",), "FlaxLLMReranker",
           "pre-norm, not causal, rotary, mean of all tokens", "nemotron, right", None,
           "NVIDIA Open Model License",
           f"{RANDOM}: NVIDIA's class of nemo-automodel 0.7.0"),
+    Entry("t5", tuple(f"castorini/monot5-{size}-msmarco" for size in ("base", "large", "3b")), "FlaxLLMReranker",
+          "encoder and decoder, of which one step is run", "monot5, right", 512, UNREAD, TRANSFORMERS_ALONE),
     Entry("qwen3 (JinaForRanking)", ("jinaai/jina-reranker-v3",), "FlaxListwiseReranker", f"{CAUSAL}, a projector",
           "jina-v3, up to 125 passages in a prompt", 131072, "CC-BY-NC-4.0", f"{RANDOM}: the publisher's modeling.py"),
 )  # fmt: skip

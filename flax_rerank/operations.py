@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from flax_rerank.models.decoder import DecoderConfig
 from flax_rerank.models.encoder import EncoderConfig
+from flax_rerank.models.encoder_decoder import EncoderDecoderConfig
 from flax_rerank.models.readout import Readout
 
 # (layer, new length): before this layer, counted from 0, the tokens of a row are compressed to so many.
@@ -34,6 +35,7 @@ class Sizes:
             0 for all.
         distances: queries and keys are multiplied with embeddings of all distances.
         whole: the head reads all tokens, not one.
+        decoder_layers: of the layers, how many are last and compute one token, which attends to all others.
     """
 
     layers: int
@@ -47,6 +49,7 @@ class Sizes:
     windows: tuple[int, ...]
     distances: bool = False
     whole: bool = False
+    decoder_layers: int = 0
 
     @property
     def key_value_weights(self) -> int:
@@ -84,13 +87,17 @@ class Work:
     scores: int
 
 
-def sizes_of(config: EncoderConfig | DecoderConfig, readout: Readout) -> Sizes:
+def sizes_of(config: EncoderConfig | DecoderConfig | EncoderDecoderConfig, readout: Readout) -> Sizes:
     """The sizes of the layers that a config describes, where a readout reads them."""
     layers, hidden, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
     everything = (0,) * layers
     if isinstance(config, DecoderConfig):
         keys, windows = (config.num_key_value_heads, config.head_dim), config.sliding_windows or everything
         sizes = Sizes(layers, hidden, heads, *keys, config.intermediate_size, 3, config.causal, windows)
+    elif isinstance(config, EncoderDecoderConfig):  # what one token of the decoder computes for itself is not counted
+        total, matrices = layers + config.num_decoder_layers, 3 if config.gated_mlp else 2
+        of_layer = (heads, heads, config.head_dim, config.intermediate_size, matrices, False)
+        sizes = Sizes(total, hidden, *of_layer, (0,) * total, decoder_layers=config.num_decoder_layers)
     else:
         matrices, of_head = 3 if config.gated_mlp else 2, hidden // heads
         of_layer = (heads, heads, of_head, config.intermediate_size, matrices, False)
@@ -113,9 +120,10 @@ def passes(sizes: Sizes, length: int, layers: int | None = None, compressed: Com
     """
     layers = sizes.layers if layers is None else layers
     new_lengths = dict(compressed)
+    alone = max(sizes.decoder_layers, not sizes.whole)  # of so many layers at the end, one token
     for layer in range(layers):
         length = new_lengths.get(layer, length)
-        yield Pass(length, length if layer < layers - 1 or sizes.whole else 1, sizes.windows[layer])
+        yield Pass(length, length if layer < layers - alone else 1, sizes.windows[layer])
 
 
 def count_work(

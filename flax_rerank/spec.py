@@ -17,7 +17,7 @@ from flax_rerank.dtypes import DTypes
 from flax_rerank.field_types import fits
 from flax_rerank.hub import HubError, local_folder, model_name
 from flax_rerank.message_format import format_of_messages
-from flax_rerank.models import DecoderConfig, EncoderConfig
+from flax_rerank.models import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError
 from flax_rerank.settings import (
@@ -56,7 +56,7 @@ class Spec:
     model_class: RerankerModelClass
     hf: Mapping[str, Any]
     is_flax: bool
-    config: EncoderConfig | DecoderConfig
+    config: EncoderConfig | DecoderConfig | EncoderDecoderConfig
     readout: Readout
     prompt_format: PromptFormat
     tokenizer: Tokenizer
@@ -297,7 +297,7 @@ def read_flax_config(
 
 
 def _defaults_of_format(
-    own: str | PromptFormat, tokenizer: Tokenizer, shape: EncoderConfig | DecoderConfig
+    own: str | PromptFormat, tokenizer: Tokenizer, shape: EncoderConfig | DecoderConfig | EncoderDecoderConfig
 ) -> dict[str, Any]:
     """The settings that count with a prompt format where neither the user nor the checkpoint gives them."""
     prompt_format = find_prompt_format(own)

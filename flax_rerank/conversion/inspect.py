@@ -18,7 +18,7 @@ from flax_rerank.convert import peft
 from flax_rerank.convert.hf_config import HFConfig
 from flax_rerank.convert.rules import TensorSource
 from flax_rerank.dtypes import FLOAT32
-from flax_rerank.models import DecoderConfig, EncoderConfig
+from flax_rerank.models import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError
 from flax_rerank.rerankers.call import resolve
@@ -159,7 +159,7 @@ def _inspect_checkpoint(path: Path, config: Mapping[str, Any], is_flax: bool, fo
 
 def _read_architecture(
     hf: Mapping[str, Any], facts: dict[str, Any]
-) -> tuple[EncoderConfig | DecoderConfig, Readout, nnx.Module]:
+) -> tuple[EncoderConfig | DecoderConfig | EncoderDecoderConfig, Readout, nnx.Module]:
     """The config, the readout and the abstract module of a config.json."""
     family = convert.family_of(hf)
     config, readout = family.architecture(HFConfig(hf))

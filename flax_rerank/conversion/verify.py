@@ -125,7 +125,7 @@ def score_with_transformers(
     """Logits (float64) of pairs in PyTorch, one at a time, in float32, with weights rounded to `dtype`.
 
     The score is the logit of the first of `tokens` at the last position, minus that of the second if there are two; or
-    the logit of a classification head if there are none.
+    the logit of a classification head if there are none. Of an encoder-decoder it is the first one's log-softmax.
     """
     import torch
     import transformers
@@ -144,8 +144,12 @@ def score_with_transformers(
             inputs = {"input_ids": torch.from_numpy(ids).long()[None]}
             if not tokens and getattr(model.config, "type_vocab_size", 0) > 1:
                 inputs["token_type_ids"] = (torch.arange(len(ids))[None] >= int(pairs.passage_starts[pair])).long()
+            if model.config.is_encoder_decoder:
+                inputs["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id]])
             logits = model(**inputs).logits[0]
-            if tokens:
+            if model.config.is_encoder_decoder:
+                scores.append(float(logits[-1, list(tokens)].log_softmax(-1)[0]))
+            elif tokens:
                 positive, *negative = logits[-1, list(tokens)].tolist()
                 scores.append(positive - sum(negative))
             else:

@@ -277,6 +277,15 @@ PROMPT_FORMATS: Mapping[str, PromptFormat] = {
         truncation="right",
         max_length=131072,
     ),
+    "monot5": PromptFormat(
+        texts=("Query: {query} Document: {passage} Relevant:",),
+        truncation="right",
+        special_tokens="own",
+        positive="true",
+        negative="false",
+        whole_answers=True,
+        max_length=512,
+    ),
     "nemotron": PromptFormat(
         texts=("question:{query} \n \n passage:{passage}",), special_tokens="own", truncation="right"
     ),

@@ -23,6 +23,7 @@ FAMILIES = (
     *("encoder-deberta-v2", "encoder-gte-new-ntk", "encoder-jina-v1", "encoder-modernbert-cls", "encoder-ettin"),
     *("encoder-distilbert", "encoder-electra", "encoder-modernbert-mean"),
     *("decoder-qwen2", "decoder-qwen3", "decoder-gemma", "decoder-gemma2", "layerwise-dynamic", "lightweight-sep"),
+    "monot5",
 )
 OPTIONAL = (  # fields that some families read and that not all cases have
     *("architectures", "model_type", "id2label", "num_labels", "head_dim", "rope_theta", "rope_scaling"),

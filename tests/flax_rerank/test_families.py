@@ -1,4 +1,4 @@
-"""Every kind of published reranker, by its small checkpoint: as a Flax checkpoint in a job over two devices, and with an
+"""Every kind of published reranker, by its small checkpoint: converted and in a job over two devices, and with an
 adapter."""
 
 import json
@@ -20,7 +20,7 @@ FAMILIES = (
     *("encoder-deberta-v2", "encoder-distilbert", "encoder-electra", "encoder-ettin", "encoder-gte-new-ntk"),
     *("encoder-jina-v1", "encoder-jina-v2", "encoder-modernbert-mean", "encoder-roberta", "logit-ctxl-mistral"),
     *("logit-mxbai-v2", "logit-qwen3-reranker", "logit-zerank", "logit-st-module", "seqcls-llama"),
-    *("seqcls-llama-bidirectional", "seqcls-qwen3", "seqcls-st-message"),
+    *("seqcls-llama-bidirectional", "seqcls-qwen3", "seqcls-st-message", "monot5"),
 )
 
 

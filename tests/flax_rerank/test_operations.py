@@ -5,6 +5,7 @@ import math
 
 import jax
 import pytest
+from reference_cases import CASES
 
 from flax_rerank.models.attention import scores_of
 from flax_rerank.operations import Sizes, compress_pair, count_work, passes, sizes_of, visible_scores
@@ -96,6 +97,16 @@ def test_the_count_is_that_of_the_traced_model(name, arguments):
     found = products(scorer.trace(shape, (readout, compression)).jaxpr, 1)
     assert expected <= found
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_of_a_decoder_that_runs_one_step_keys_and_values_of_all_tokens_count():
+    scorer = abstract_scorer(find_spec(str(CASES / "monot5")), find_topology("cpu:1"))
+    sizes = sizes_of(scorer.spec.config, scorer.spec.readout)
+    assert [each.outputs for each in passes(sizes, 512)] == [512, 512, 1, 1]
+    prepared = scorer.plan(longest(8).shard(scorer.spec))
+    shape = prepared.steps[0].shape
+    found = products(scorer.trace(shape, prepared.call.static(shape)).jaxpr, 1)
+    assert found == pytest.approx(shape.rows * count_work(sizes, shape.length).operations, rel=1e-3)
 
 
 def products(jaxpr, times):

@@ -48,6 +48,7 @@ PUBLISHED = (
     "seqcls-llama-bidirectional",
     "seqcls-qwen3",
     "seqcls-st-message",
+    "monot5",
 )
 
 
@@ -84,7 +85,7 @@ def test_token_ids_equal_the_reference_and_scores_are_as_near_to_the_exact_ones(
         np.testing.assert_allclose(normalized, np.asarray(expected["normalized"])[short], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*CASES, "logit-qwen3-reranker", "seqcls-llama-bidirectional"])
+@pytest.mark.parametrize("name", [*CASES, "logit-qwen3-reranker", "seqcls-llama-bidirectional", "monot5"])
 def test_scores_do_not_depend_on_the_batch(reranker, name):
     """Some pairs of the last run of each case, which has the most arguments, each alone."""
     case = load_case(name)

@@ -41,7 +41,7 @@ FAMILIES = [
         "logit-ctxl-mistral",
     ),
     *("logit-st-module", "logit-st-module-single", "seqcls-llama", "seqcls-llama-bidirectional", "seqcls-qwen3"),
-    "seqcls-st-message",
+    *("seqcls-st-message", "monot5"),
 ]
 FLOAT32, FLOAT16, BFLOAT16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
