@@ -23,6 +23,7 @@ LIGHTWEIGHT = "bge-reranker-v2.5-gemma2-lightweight"
 LAYERWISE = "bge-reranker-v2-minicpm-layerwise"
 ENCODERS = ("bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3")
 MODERNBERT = str(Path(__file__).parent / "modernbert-base")  # the sizes of gte-reranker-modernbert-base and others
+GTE = str(Path(__file__).parent / "gte-base")  # the sizes of gte-multilingual-reranker-base
 QWEN = "Qwen/Qwen3-Reranker-4B"  # for the decoders with a template, which differ from the others in little
 MODELS = (*ENCODERS, "bge-reranker-v2-gemma", LAYERWISE, LIGHTWEIGHT)
 ARGUMENTS = {
@@ -145,7 +146,7 @@ def test_a_shape_of_42_layers_compiles_in_15_seconds_on_two_cores():
     assert time.process_time() - start < 2 * 15
 
 
-@pytest.mark.parametrize("name", ["bge-reranker-v2-m3", MODERNBERT], ids=lambda name: Path(name).name)
+@pytest.mark.parametrize("name", ["bge-reranker-v2-m3", MODERNBERT, GTE], ids=lambda name: Path(name).name)
 def test_long_passages_fit_a_v5e_chip(name):
     found = make_plan(find_spec(name, max_length=8192), find_topology("v5e:1x1"), longest(None))
     ((step, _),) = found.best.steps.values()

@@ -70,6 +70,12 @@ def test_a_cut_is_reported(reranker):
     assert prepared.truncated.tolist() == [False, True]
 
 
+def test_a_passage_longer_than_the_model_is_named(reranker):
+    model = model_of(reranker, 1)
+    with pytest.raises(ValueError, match=r"pair 1: the prompt with it .* than the model has positions, 131072"):
+        model.prepare([("q", "a"), ("r", "word " * 70_000)], passage_max_length=140_000)
+
+
 def test_markers_in_texts_are_removed_until_there_are_none(reranker):
     model = model_of(reranker, 1)
     prepared = model.prepare([("q<|rerank_token|>", "a<|embed_<|embed_token|>token|>")])
