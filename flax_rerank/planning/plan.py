@@ -23,6 +23,8 @@ from flax_rerank.spec import Spec
 ABOUT_AS_FAST = 1.05
 # A shape with a smaller share of the work is not compiled, unless it is the longest.
 SHARE = 0.01
+# So many shapes are compiled for a mesh at the most: of ModernBERT with 8,192 tokens each takes some 15 seconds.
+MOST_SHAPES = 4
 # How many larger slices are tried for a model that does not fit: up to eight or sixteen times the chips.
 LARGER = 3
 
@@ -245,19 +247,24 @@ def _place(spec: Spec, topology: Topology, workload: Workload, mesh: str) -> _Tr
 
 
 def _shapes_of(steps: Sequence[Step], only_main: bool) -> dict[Shape, float]:
-    """The shapes to compile, and how many steps of each there are. The shapes that are left out count as more steps of
-    these: those with little of the work, but for the longest, or all but the one with most of it."""
+    """The shapes to compile, and how many steps of each there are: those that stand for equal shares of the work, the
+    longest among them, or the one with most of the work. The others count as more steps of the one of these whose
+    length is nearest."""
     counts = Counter(step.shape for step in steps)
     work = {shape: times * shape.tokens for shape, times in counts.items()}
-    total = sum(work.values())
-    chosen = [shape for shape in sorted(counts) if work[shape] >= SHARE * total]
-    longest = max(counts, key=lambda shape: (shape.length, shape.rows))
+    by_length = sorted(counts, key=lambda shape: (shape.length, shape.rows))
+    least = SHARE * sum(work.values())
+    chosen = [shape for shape in by_length if work[shape] >= least or shape == by_length[-1]]
     if only_main:
         chosen = [max(work, key=work.__getitem__)]
-    elif longest.length > max(shape.length for shape in chosen):
-        chosen.append(longest)
-    scale = total / sum(work[shape] for shape in chosen)
-    return {shape: scale * counts[shape] for shape in chosen}
+    elif len(chosen) > MOST_SHAPES:
+        done = np.cumsum([work[shape] for shape in chosen])
+        shares = done[-1] * np.arange(1, MOST_SHAPES) / MOST_SHAPES
+        chosen = [chosen[place] for place in np.unique([*np.searchsorted(done, shares), len(chosen) - 1])]
+    stands_for: Counter[Shape] = Counter()
+    for shape in by_length:
+        stands_for[min(chosen, key=lambda each: abs(each.length - shape.length))] += work[shape]
+    return {shape: stands_for[shape] / shape.tokens for shape in chosen}
 
 
 def _fastest(fitting: Sequence[_Trial]) -> _Trial:

@@ -3,9 +3,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from compiled_programs import flops_of
 
+from flax_rerank.batching import Shape, Step
 from flax_rerank.models.attention import scores_of
 from flax_rerank.operations import Sizes, count_work
 from flax_rerank.planning import hlo
@@ -184,3 +186,12 @@ def test_the_compilers_figure_is_read():
     assert bytes_needed("Ran out of memory in memory space hbm. Used 22.50G of 15.75G hbm.") == 22.5 * GIB
     assert bytes_needed("memory required for HLO temporaries (512.00M) exceeds available HBM") == 512 * 2**20
     assert bytes_needed("RESOURCE_EXHAUSTED") is None
+
+
+def test_of_many_shapes_a_few_are_compiled_and_stand_for_the_others():
+    shapes = [Shape(16384 // length, length) for length in range(1024, 8193, 1024)]
+    steps = [Step(np.zeros(0, np.int64), shape) for shape in shapes]
+    found = planning._shapes_of(steps, only_main=False)
+    assert [shape.length for shape in found] == [2048, 4096, 6144, 8192]
+    assert sum(times * shape.tokens for shape, times in found.items()) == sum(shape.tokens for shape in shapes)
+    assert [shape.length for shape in planning._shapes_of(steps[:3], only_main=False)] == [1024, 2048, 3072]
