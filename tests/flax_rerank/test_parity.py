@@ -50,6 +50,12 @@ PUBLISHED = (
     "seqcls-st-message",
     "monot5",
 )
+# One case for each kind of mask, positions and head; other tests score pairs of the others in steps of other shapes.
+ALONE = (
+    *("encoder-bert", "encoder-xlmr", "decoder-gemma2", "decoder-llama", "decoder-mistral-window", "decoder-qwen2"),
+    *("layerwise-dynamic", "layerwise-minicpm", "lightweight-gemma2", "logit-qwen3-reranker"),
+    *("seqcls-llama-bidirectional", "monot5"),
+)
 
 
 def table_of(rows, model, pairs, call):
@@ -85,7 +91,7 @@ def test_token_ids_equal_the_reference_and_scores_are_as_near_to_the_exact_ones(
         np.testing.assert_allclose(normalized, np.asarray(expected["normalized"])[short], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*CASES, "logit-qwen3-reranker", "seqcls-llama-bidirectional", "monot5"])
+@pytest.mark.parametrize("name", ALONE)
 def test_scores_do_not_depend_on_the_batch(reranker, name):
     """Some pairs of the last run of each case, which has the most arguments, each alone."""
     case = load_case(name)
