@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 COMMANDS = {
+    "calibrate": "fit probabilities to labelled pairs, and write a Flax checkpoint that gives them",
     "convert": "convert a PyTorch checkpoint to a Flax checkpoint, or back",
     "evaluate": "measure how well a reranker ranks a test set, and compare it with another",
     "inspect": "say what a checkpoint folder is, and whether it would load",

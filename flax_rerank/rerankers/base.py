@@ -143,8 +143,8 @@ class AbsReranker(ABC):
             overrides: settings for this call, in place of the constructor's.
 
         Returns:
-            One float per pair, in order: logits, or their sigmoids with `normalize`. Always a list. For several cutoff
-            layers a list of these for each, in the order asked.
+            One float per pair, in order: logits, or with `normalize` their sigmoids or calibrated probabilities.
+            Always a list. For several cutoff layers a list of these for each, in the order asked.
 
         Raises:
             TypeError: a pair that is not two strings, named by its index; an argument that does not exist.
@@ -352,10 +352,13 @@ class AbsReranker(ABC):
         """Scores [pairs, outputs] as the user sees them."""
         if not prepared.skip_faulty:
             _require_finite(scores)
-        if not prepared.call.settings.normalize:
+        settings = prepared.call.settings
+        if not settings.normalize:
             return scores
-        style = self.spec.prompt_format
-        return sigmoid((scores - style.normal_shift) * style.normal_scale)
+        if settings.normalize == "calibrated":
+            assert settings.calibration is not None  # else the call was refused
+            return settings.calibration(scores)
+        return self.spec.prompt_format.normalized(scores)
 
 
 def plan(
@@ -385,11 +388,6 @@ def plan(
     table = planner.covering(planner.choose(lengths, known, around) if table is None else table, lengths, around)
     steps = tuple(Step(first[step.pairs], step.shape) for step in planner.steps(lengths, table, around, fixed=fixed))
     return Prepared(call, pairs, table, steps, skip_faulty, scored, first[same])
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) without overflow. In float64, large scores keep their order."""
-    return np.exp(-np.logaddexp(0.0, -logits))
 
 
 def _require_finite(scores: np.ndarray) -> None:

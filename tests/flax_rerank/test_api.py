@@ -13,7 +13,7 @@ from reference_cases import CASES, largest_difference, load_case
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import FlaxAutoReranker, FlaxReranker
-from flax_rerank.rerankers.base import sigmoid
+from flax_rerank.calibration.curve import sigmoid
 from flax_rerank.sharding import find_devices
 
 BERT = str(CASES / "encoder-bert")
