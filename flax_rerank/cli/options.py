@@ -38,9 +38,13 @@ def add_options(group: argparse._ActionsContainer, cls: type, only: Collection[s
                 values["required"] = True
             group.add_argument(_flag(field), dest=field.name, default=argparse.SUPPRESS, **values | given)
             for text in _beside_bool(hints[field.name]):
-                store = {"action": "store_const", "const": text, "default": argparse.SUPPRESS}
                 group.add_argument(
-                    f"{_flag(field)}-{text}", dest=field.name, help=f"set {field.name} to {text}", **store
+                    f"{_flag(field)}-{text}",
+                    dest=field.name,
+                    action="store_const",
+                    const=text,
+                    default=argparse.SUPPRESS,
+                    help=f"set {field.name} to {text}",
                 )
 
 
