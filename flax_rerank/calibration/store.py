@@ -9,7 +9,8 @@ from typing import Any
 from flax_rerank import checkpoint
 from flax_rerank.auto import find_spec
 from flax_rerank.calibration.curve import Calibration
-from flax_rerank.checkpoint.folder import CARD, sync
+from flax_rerank.checkpoint.folder import sync
+from flax_rerank.checkpoint.manifest import CARD
 from flax_rerank.conversion import convert
 from flax_rerank.conversion.to_flax import refuse_nesting
 from flax_rerank.json_files import read_object

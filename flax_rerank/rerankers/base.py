@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 import jax
@@ -284,6 +285,28 @@ class AbsReranker(ABC):
                 converted with --keep-head.
         """
         save_pretrained(Path(path), self.spec, self._present_params(), overwrite=overwrite)
+
+    def push_to_hub(self, repo_id: str, *, pytorch: bool = False, **options: Any) -> str:
+        """Upload the model to the Hugging Face hub, with a model card.
+
+        Args:
+            repo_id: the repository, as "name/model". It is made if it does not exist.
+            pytorch: upload what `save_pretrained` writes, not what `save` writes.
+            options: `private`, `revision`, `message`, `token` and `endpoint` of `flax_rerank.saving.push.push_folder`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HubError: the hub refuses or cannot be reached.
+            And as `save` or `save_pretrained`.
+        """
+        from flax_rerank.saving.push import push_folder
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "model"
+            (self.save_pretrained if pytorch else self.save)(path)
+            return push_folder(path, repo_id, model_class=self.model_class, **options)
 
     def _compute_score(self, sentence_pairs: Pairs, overrides: Mapping[str, Any]) -> list[Any]:
         prepared, show = self._prepare_call(sentence_pairs, overrides)
