@@ -45,7 +45,9 @@ def test_all_combinations_are_evaluated_with_their_cost(beir, tmp_path, capsys, 
 
 def test_compression_costs_less_after_a_run_without_it(reranker):
     model = reranker("lightweight-gemma2", {"compress_layers": [1]})
-    passages = [" ".join([str(place), *["panda"] * (place % 40 + 20)]) for place in range(300)]  # shapes are fitted from 256 pairs on
+    passages = [
+        " ".join([str(place), *["panda"] * (place % 40 + 20)]) for place in range(300)
+    ]  # shapes are fitted from 256 pairs on
     data = EvaluationSet(
         {"q": "bear"},
         {str(i): text for i, text in enumerate(passages)},
