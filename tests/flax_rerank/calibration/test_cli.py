@@ -10,6 +10,8 @@ from flax_rerank import CheckpointError, FlaxAutoReranker
 from flax_rerank.calibration import Calibration, fit, reliability
 from flax_rerank.checkpoint import verify_manifest
 from flax_rerank.cli import main
+from flax_rerank.training.settings import TrainingSettings
+from flax_rerank.training.trainer import open_trained
 
 BERT, LAYERWISE = str(CASES / "encoder-bert"), str(CASES / "layerwise-minicpm")
 TEXTS = load_case("encoder-bert").pairs[:12]
@@ -54,7 +56,10 @@ def test_a_calibrated_checkpoint_gives_probabilities(labelled, tmp_path, capsys)
     expected = fit(np.array(loaded.compute_score(TEXTS, normalize=False)), labels, "isotonic")
     assert loaded.settings.calibration == expected
     assert loaded.settings.max_length == 64
-    assert loaded.compute_score(TEXTS[0]) == expected(scores[:1]).tolist()
+    assert loaded.compute_score(TEXTS[0]) == pytest.approx(expected(scores[:1]).tolist(), abs=1e-6)
+    # Training changes the scores, so it starts without a calibration.
+    trained = open_trained(str(again), TrainingSettings(output_dir=str(tmp_path / "run")))
+    assert trained.settings.kept() == {"max_length": 64}
 
     config = json.loads((again / "config.json").read_text(encoding="utf-8"))
     config["scoring"]["calibration"]["scores"] = [2, 1]
