@@ -101,6 +101,8 @@ class Planner:
         fitted = self._bounded(self.fit_table(lengths), lengths, around)
         new = self.steps(lengths, fitted, around)
         for table in known:
+            if bool(table[-1].around) != bool(self.most_around):  # the other one of them compresses passages
+                continue
             if not _covers(table, lengths, around) or max(map(self._tokens_above_budget, table)) > 0:
                 continue
             steps = self.steps(lengths, table, around)

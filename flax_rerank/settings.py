@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from flax_rerank.calibration.curve import Calibration
 from flax_rerank.field_types import check_field_types
 from flax_rerank.sharding import DEFAULT_RULES, Devices, MeshShape, ShardingRules
 from flax_rerank.text.prompts import Instruction, PromptFormat, Truncation, refuse_surrogates
@@ -106,12 +107,18 @@ class CallSettings:
         "the longer text; by default as the library that the model was published for does it",
         kept=True,
     )
-    normalize: bool = setting(False, "give sigmoid(logit) instead of the logit", kept=True)
+    normalize: bool | Literal["calibrated"] = setting(
+        False, "give sigmoid(logit) instead of the logit; calibrated: what the calibration makes of it", kept=True
+    )
+    calibration: Calibration | None = setting(
+        None, "from scores to probabilities, see flax-rerank calibrate", kept=True, cli=False
+    )
     show_progress_bar: bool | None = setting(
         None, "show one; by default for calls of more than batch_size pairs", cli=False
     )
 
     def __post_init__(self) -> None:
+        _from_json(self, "calibration", Calibration)
         check_field_types(self)
         for field in fields(self):
             value = getattr(self, field.name)
@@ -219,7 +226,7 @@ class Settings(CallSettings):
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.metadata["kept"]}
         defaults = {field.name: field.default for field in fields(self)}
         return {
-            name: dataclasses.asdict(value) if isinstance(value, PromptFormat) else value
+            name: dataclasses.asdict(value) if isinstance(value, PromptFormat | Calibration) else value
             for name, value in values.items()
             if value != defaults[name]
         }
@@ -274,12 +281,7 @@ class LLMSettings(LLMCall, Settings):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompt_format, dict):  # as JSON has it
-            names = [field.name for field in fields(PromptFormat)]
-            unknown = [name for name in self.prompt_format if name not in names]
-            if unknown:
-                raise TypeError(f"prompt_format has no field {unknown[0]!r}; it has {', '.join(names)}")
-            object.__setattr__(self, "prompt_format", PromptFormat(**self.prompt_format))
+        _from_json(self, "prompt_format", PromptFormat)
         super().__post_init__()
 
 
@@ -375,6 +377,18 @@ SETTINGS: Mapping[RerankerModelClass, type[Settings]] = {
     RerankerModelClass.DECODER_ONLY_LIGHTWEIGHT: LightweightSettings,
     RerankerModelClass.LISTWISE: ListwiseSettings,
 }
+
+
+def _from_json(settings: CallSettings, name: str, kind: Any) -> None:
+    """Make a setting that is a dataclass of the object that JSON has."""
+    value = getattr(settings, name)
+    if not isinstance(value, dict):
+        return
+    names = [field.name for field in fields(kind)]
+    unknown = [field for field in value if field not in names]
+    if unknown:
+        raise TypeError(f"{name} has no field {unknown[0]!r}; it has {', '.join(names)}")
+    object.__setattr__(settings, name, kind(**value))
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flax_rerank.checkpoint.manifest import MANIFEST, files_in, read_manifest
+from flax_rerank.checkpoint.manifest import CARD, MANIFEST, files_in, read_manifest
 from flax_rerank.json_files import read_object
 from flax_rerank.params import CheckpointError
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
@@ -20,7 +20,6 @@ FORMAT_VERSION = 3
 READABLE = (2, FORMAT_VERSION)  # in 2, a stacked parameter is one array
 PARAMS = "params"
 KEPT = "kept.safetensors"
-CARD = "README.md"
 ENTRIES = frozenset({"config.json", MANIFEST, PARAMS, KEPT, CARD, *TOKENIZER_FILES})
 NEW, OLD = "new", "old"
 REMOVALS = 20

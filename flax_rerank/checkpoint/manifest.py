@@ -12,6 +12,7 @@ from flax_rerank.json_files import read_object
 from flax_rerank.params import CheckpointError
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -33,8 +34,9 @@ def file_hashes(files: Iterable[Path], on_bytes: Callable[[int], object] = lambd
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """All files of a checkpoint that the manifest lists, by their paths in it."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MANIFEST)
+    """All files of a checkpoint that the manifest lists, by their paths in it: not the card, which may change."""
+    left_out = (folder / MANIFEST, folder / CARD)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file not in left_out)
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 

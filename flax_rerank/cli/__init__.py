@@ -10,12 +10,14 @@ from types import FrameType
 from typing import Any
 
 COMMANDS = {
+    "calibrate": "fit probabilities to labelled pairs, and write a Flax checkpoint that gives them",
     "convert": "convert a PyTorch checkpoint to a Flax checkpoint, or back",
     "evaluate": "measure how well a reranker ranks a test set, and compare it with another",
     "inspect": "say what a checkpoint folder is, and whether it would load",
     "mine": "add hard negatives and a teacher's scores to training data",
     "models": "print the table of the rerankers that load here",
     "plan": "find the mesh on which a model scores a job fastest; needs no TPU",
+    "push": "upload a checkpoint folder to the Hugging Face hub",
     "train": "fine-tune a reranker; can be stopped at any time and started again",
     "score": "score pairs, or rerank a TREC run; can be stopped at any time and started again",
 }

@@ -11,8 +11,9 @@ def add_options(group: argparse._ActionsContainer, cls: type, only: Collection[s
     """Add an option for each field of a dataclass; it is required if the field has no default.
 
     An option that is not given is left out of the namespace. It is named after the field, and the annotation says what
-    values it takes. A bool takes no value; where its default is True, the option is `--no-...` and sets False. A
-    field's metadata can have:
+    values it takes. A bool takes no value; where its default is True, the option is `--no-...` and sets False. A text
+    that is allowed beside a bool has an option of its own, as `--normalize-calibrated` beside `--normalize`. A field's
+    metadata can have:
         help: the help text.
         metavar: the name of the value in the help text.
         choices: the allowed values, where the annotation is not a `Literal`.
@@ -36,6 +37,15 @@ def add_options(group: argparse._ActionsContainer, cls: type, only: Collection[s
             if field.default is MISSING and field.default_factory is MISSING:
                 values["required"] = True
             group.add_argument(_flag(field), dest=field.name, default=argparse.SUPPRESS, **values | given)
+            for text in _beside_bool(hints[field.name]):
+                group.add_argument(
+                    f"{_flag(field)}-{text}",
+                    dest=field.name,
+                    action="store_const",
+                    const=text,
+                    default=argparse.SUPPRESS,
+                    help=f"set {field.name} to {text}",
+                )
 
 
 def given(args: argparse.Namespace, cls: type) -> dict[str, Any]:
@@ -55,6 +65,8 @@ def _values(field: "Field[Any]", hint: Any) -> dict[str, Any]:
     sequences = {kind for kind in kinds if issubclass(_class(kind), Sequence) and kind is not str}
     kinds = kinds - sequences | {item for kind in sequences for item in get_args(kind) if item is not ...}
     values: dict[str, Any] = {"nargs": "+"} if sequences else {}
+    if bool in kinds:
+        kinds = {bool}
     if "parse" in field.metadata:
         return {**values, "type": field.metadata["parse"]}
     kind = kinds.pop() if len(kinds) == 1 else None
@@ -67,6 +79,12 @@ def _values(field: "Field[Any]", hint: Any) -> dict[str, Any]:
     if not isinstance(kind, type):
         raise TypeError(f"{field.name}: {hint} cannot be read from a string; its metadata needs a parse function")
     return {**values, "type": kind}
+
+
+def _beside_bool(hint: Any) -> tuple[str, ...]:
+    """The texts that an annotation allows beside a bool."""
+    kinds = get_args(hint)
+    return tuple(text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind) if bool in kinds)
 
 
 def _class(kind: Any) -> type:

@@ -50,7 +50,7 @@ def print_sweep(args: argparse.Namespace, data: EvaluationSet, settings: Mapping
     print(" " * width + "".join(f"{name:>12}" for name in [*args.measures, "GFLOP/pair", "pairs/s"]))
     for index, point in enumerate(points):
         figures = "".join(f"{point.mean[name]:12.4f}" for name in args.measures)
-        cost = f"{point.operations / 1e9:12.3f}{point.pairs_per_second:12.1f}"
+        cost = f"{point.operations / 1e9:12.4g}{point.pairs_per_second:12.1f}"
         print(f"{label(point.settings):{width}}{figures}{cost}{'  *' if index in best else ''}")
     print(f"* no other setting is both faster and better by {first}")
 

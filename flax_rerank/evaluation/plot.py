@@ -23,7 +23,7 @@ def plot_sweep(points: Sequence[SweepPoint], measure: str, title: str, path: Pat
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("a plot needs matplotlib: pip install 'flax-rerank[plot]'") from error
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2, sharey=True)
     left.set(xlabel="GFLOP a pair", ylabel=measure, xscale="log")
@@ -40,5 +40,7 @@ def plot_sweep(points: Sequence[SweepPoint], measure: str, title: str, path: Pat
             axes.plot(costs[index], quality[index], "o", color=f"C{number}", label=shown)
         rest = set(range(len(points))) - {*cheap, *fast}
         axes.plot([costs[index] for index in rest], [quality[index] for index in rest], ".", color="tab:gray")
-    figure.legend(loc="outside right upper")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}" if max(costs) < 10 * min(costs) else "")
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path)

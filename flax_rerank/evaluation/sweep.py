@@ -108,12 +108,12 @@ def _point(
     seconds = time.perf_counter() - warm_at + prepared_at - start
     (run,) = runs_of(output, data).values()
     found = measure(run, data.qrels, measures)
-    operations = _operations(reranker, prepared) / len(prepared)
+    operations = operations_of(reranker, prepared) / len(prepared)
     return SweepPoint({**varied, **overrides}, found.mean, operations, len(prepared) / seconds)
 
 
-def _operations(reranker: AbsReranker, prepared: Prepared) -> float:
-    """The operations of all steps."""
+def operations_of(reranker: AbsReranker, prepared: Prepared) -> float:
+    """The operations of all steps: multiplications and additions, padding included."""
     sizes = sizes_of(reranker.spec.config, prepared.call.readout)
     total = 0
     for step in prepared.steps:

@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 import jax
@@ -143,8 +144,8 @@ class AbsReranker(ABC):
             overrides: settings for this call, in place of the constructor's.
 
         Returns:
-            One float per pair, in order: logits, or their sigmoids with `normalize`. Always a list. For several cutoff
-            layers a list of these for each, in the order asked.
+            One float per pair, in order: logits, or with `normalize` their sigmoids or calibrated probabilities.
+            Always a list. For several cutoff layers a list of these for each, in the order asked.
 
         Raises:
             TypeError: a pair that is not two strings, named by its index; an argument that does not exist.
@@ -285,6 +286,28 @@ class AbsReranker(ABC):
         """
         save_pretrained(Path(path), self.spec, self._present_params(), overwrite=overwrite)
 
+    def push_to_hub(self, repo_id: str, *, pytorch: bool = False, **options: Any) -> str:
+        """Upload the model to the Hugging Face hub, with a model card.
+
+        Args:
+            repo_id: the repository, as "name/model". It is made if it does not exist.
+            pytorch: upload what `save_pretrained` writes, not what `save` writes.
+            options: `private`, `revision`, `message`, `token` and `endpoint` of `flax_rerank.saving.push.push_folder`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HubError: the hub refuses or cannot be reached.
+            And as `save` or `save_pretrained`.
+        """
+        from flax_rerank.saving.push import push_folder
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "model"
+            (self.save_pretrained if pytorch else self.save)(path)
+            return push_folder(path, repo_id, model_class=self.model_class, **options)
+
     def _compute_score(self, sentence_pairs: Pairs, overrides: Mapping[str, Any]) -> list[Any]:
         prepared, show = self._prepare_call(sentence_pairs, overrides)
         columns = self._run(prepared, show)[0].T.tolist()
@@ -352,10 +375,13 @@ class AbsReranker(ABC):
         """Scores [pairs, outputs] as the user sees them."""
         if not prepared.skip_faulty:
             _require_finite(scores)
-        if not prepared.call.settings.normalize:
+        settings = prepared.call.settings
+        if not settings.normalize:
             return scores
-        style = self.spec.prompt_format
-        return sigmoid((scores - style.normal_shift) * style.normal_scale)
+        if settings.normalize == "calibrated":
+            assert settings.calibration is not None  # else the call was refused
+            return settings.calibration(scores)
+        return self.spec.prompt_format.normalized(scores)
 
 
 def plan(
@@ -385,11 +411,6 @@ def plan(
     table = planner.covering(planner.choose(lengths, known, around) if table is None else table, lengths, around)
     steps = tuple(Step(first[step.pairs], step.shape) for step in planner.steps(lengths, table, around, fixed=fixed))
     return Prepared(call, pairs, table, steps, skip_faulty, scored, first[same])
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) without overflow. In float64, large scores keep their order."""
-    return np.exp(-np.logaddexp(0.0, -logits))
 
 
 def _require_finite(scores: np.ndarray) -> None:

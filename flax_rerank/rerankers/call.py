@@ -61,9 +61,11 @@ def resolve(spec: Spec, settings: Settings) -> Call:
 
     Raises:
         ValueError: a layer without a head, a layer to compress that the model does not have, or lengths beyond the
-            model's positions.
+            model's positions; a calibration that is asked for and missing, or that is for another layer.
     """
     template = spec.template(settings)
+    if settings.normalize == "calibrated" and settings.calibration is None:
+        raise ValueError("normalize is 'calibrated', and there is no calibration: flax-rerank calibrate makes one")
     if not isinstance(settings, LayerwiseSettings):
         return Call(settings, template, spec.readout)
     asked = settings.cutoff_layers
@@ -71,6 +73,11 @@ def resolve(spec: Spec, settings: Settings) -> Call:
         asked = spec.readout.layers[-1]
     asked = (asked,) if isinstance(asked, int) else tuple(asked)
     layers = tuple(sorted(set(asked)))
+    calibration = settings.calibration
+    if settings.normalize == "calibrated" and calibration is not None and layers != (calibration.layer,):
+        raise ValueError(
+            f"the calibration is for the scores after layer {calibration.layer}, not for cutoff_layers {list(layers)}"
+        )
     heads = None
     compressed: tuple[int, ...] = ()
     if isinstance(settings, LightweightSettings):

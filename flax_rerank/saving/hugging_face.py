@@ -201,12 +201,26 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
         return
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise FileExistsError(f"{out} exists; pass overwrite (--overwrite) to replace it")
-    weights = {path.name for path in out.glob("model*.safetensors") if re.fullmatch(WEIGHT_FILE, path.name)}
     files = read_files(out) if out.is_dir() else {}
-    configs = {Path(name).parts for name in config_files({FILES: files})}
-    folders = {parts[0] for parts in configs if len(parts) > 1}
-    entries = {INDEX, *TOKENIZER_FILES, *weights, *(parts[0] for parts in configs)}
+    paths = {file.relative_to(out) for file in exported_files(out)}
+    entries = {path.parts[0] for path in paths}
+    folders = {path.parts[0] for path in paths if len(path.parts) > 1}
     refuse_foreign(out, "an exported model", lambda config: _is_covered({**config, FILES: files}), entries, folders)
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """The files of a Hugging Face folder that an export writes: configs, tokenizer, and weights beside a config."""
+    configs = {folder / name for name in config_files({FILES: read_files(folder)})} if folder.is_dir() else set()
+    known = configs | {folder / name for name in TOKENIZER_FILES}
+    known |= {file.parent / INDEX for file in configs}
+    parents = {file.parent for file in configs}
+    weights = {
+        file
+        for parent in parents
+        for file in parent.glob("model*.safetensors")
+        if re.fullmatch(WEIGHT_FILE, file.name)
+    }
+    return sorted(file for file in known | weights if file.is_file())
 
 
 def _is_covered(config: Mapping[str, Any]) -> bool:

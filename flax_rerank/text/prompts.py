@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from flax_rerank.calibration.curve import sigmoid
 from flax_rerank.field_types import check_field_types
 from flax_rerank.text.tokenizer import Tokenizer
 
@@ -98,6 +99,10 @@ class PromptFormat:
     def is_one_text(self) -> bool:
         """Whether query and passage are tokenised as one text."""
         return len(self.texts) == 1
+
+    def normalized(self, scores: np.ndarray) -> np.ndarray:
+        """The sigmoids of scores, float64."""
+        return sigmoid((scores - self.normal_shift) * self.normal_scale)
 
     def template(
         self,

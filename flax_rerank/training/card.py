@@ -7,6 +7,7 @@ from typing import Any
 
 import flax_rerank
 from flax_rerank.checkpoint.manifest import describe_source
+from flax_rerank.saving.card import head
 from flax_rerank.spec import Spec
 from flax_rerank.training.settings import TrainingSettings
 
@@ -28,32 +29,14 @@ def model_card(
         losses, evaluations: the points of both curves.
         given_step: the step whose parameters the model has.
     """
-    from huggingface_hub import ModelCardData
-
     source = describe_source(spec.name, spec.folder) if spec.folder is not None else {"name": spec.name}
     base = source["name"]
-    metadata = ModelCardData(
-        base_model=base,
-        library_name="flax-rerank",
-        pipeline_tag="text-ranking",
-        tags=["reranker", "cross-encoder", "jax", "flax"],
+    about = (
+        f"A reranker of the kind {spec.model_class.value}, fine-tuned from {base} with flax-rerank "
+        f"{flax_rerank.__version__}. It has the parameters after step {given_step} of {losses[-1]['step']}."
     )
     lines = [
-        "---",
-        metadata.to_yaml(),
-        "---",
-        f"# {Path(settings.output_dir).name}",
-        "",
-        f"A reranker of the kind {spec.model_class.value}, fine-tuned from {base} with flax-rerank "
-        f"{flax_rerank.__version__}. It has the parameters after step {given_step} of {losses[-1]['step']}.",
-        "",
-        "```python",
-        "from flax_rerank import FlaxAutoReranker",
-        "",
-        'reranker = FlaxAutoReranker.from_finetuned("PATH")',
-        'reranker.compute_score([("what is a panda", "The giant panda is a bear.")])',
-        "```",
-        "",
+        *head(Path(settings.output_dir).name, base, about),
         "## Data",
         "",
         *(f"- `{Path(name).name}` (sha256 {digest[:16]})" for name, digest in data.items()),

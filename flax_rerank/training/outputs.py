@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from flax_rerank.checkpoint.folder import CARD
+from flax_rerank.checkpoint.manifest import CARD
 from flax_rerank.dtypes import DTypes
 from flax_rerank.saving import save, save_pretrained
 from flax_rerank.sharding import find_devices, host_device

@@ -122,7 +122,8 @@ def open_trained(model: str | PathLike[str] | Spec, settings: TrainingSettings) 
         return with_layer_heads(model)
     given = {name: value for name in SPEC_SETTINGS if (value := getattr(settings, name)) is not None}
     if not settings.from_raw:
-        return with_layer_heads(find_spec(model, settings.model_class, **given))
+        # A calibration is of the scores before training.
+        return with_layer_heads(find_spec(model, settings.model_class, calibration=None, **given))
     kind, _ = find_model_class(str(model), settings.model_class)
     heads = {"start_layer": settings.start_layer, "layer_sep": settings.layer_sep}
     return with_layer_heads(open_raw(str(model), kind, heads, **given))

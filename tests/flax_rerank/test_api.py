@@ -13,7 +13,7 @@ from reference_cases import CASES, largest_difference, load_case
 from safetensors.numpy import load_file, save_file
 
 from flax_rerank import FlaxAutoReranker, FlaxReranker
-from flax_rerank.rerankers.base import sigmoid
+from flax_rerank.calibration.curve import sigmoid
 from flax_rerank.sharding import find_devices
 
 BERT = str(CASES / "encoder-bert")
@@ -56,7 +56,8 @@ def test_the_arguments_of_flagreranker_keep_order_names_and_defaults():
     assert [argument.name for argument in arguments[: len(expected)]] == list(expected)
     ours = arguments[len(expected) :]
     assert {argument.name for argument in ours} == {
-        *("use_bf16", "dtype", "mesh", "sharding_rules", "show_progress_bar", "passage_max_length", "truncation")
+        *("use_bf16", "dtype", "mesh", "sharding_rules", "show_progress_bar", "passage_max_length", "truncation"),
+        "calibration",
     }
     assert all(argument.kind is argument.KEYWORD_ONLY for argument in ours)
 

@@ -21,7 +21,7 @@ class Settings:
     ratio: float | None = None
     prompt: str | None = None
     folder: Path = Path()
-    normalize: bool = False
+    normalize: bool | Literal["calibrated"] = False
     shuffle: bool = True
     show_progress_bar: bool | None = field(default=None, metadata={"flag": "--no-progress"})
     head: Literal["first", "last"] = "first"
@@ -51,6 +51,7 @@ def test_only_what_is_given_is_there():
         ("--prompt Yes?", "prompt", "Yes?"),
         ("--folder a/b", "folder", Path("a/b")),
         ("--normalize", "normalize", True),
+        ("--normalize-calibrated", "normalize", "calibrated"),
         ("--no-shuffle", "shuffle", False),
         ("--no-progress", "show_progress_bar", False),
         ("--head last", "head", "last"),

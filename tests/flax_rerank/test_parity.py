@@ -11,7 +11,7 @@ from reference_cases import largest_difference, load_case, runs_of
 
 from flax_rerank import FlaxAutoReranker
 from flax_rerank.batching import Shape
-from flax_rerank.rerankers.base import sigmoid
+from flax_rerank.calibration.curve import sigmoid
 
 pytestmark = pytest.mark.optimized
 CASES = (

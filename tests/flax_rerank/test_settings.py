@@ -97,6 +97,7 @@ def test_every_setting_of_the_user_has_an_option_with_help():
     options = {action.dest: action.help for action in parser._actions}
     without = {
         *("use_fp16", "use_bf16", "trust_remote_code", "sharding_rules", "show_progress_bar", "passage_max_length"),
+        "calibration",
     }
     names = {field.name for kind in SETTINGS.values() for field in dataclasses.fields(kind)}
     assert set(options) - {"help"} == names - without

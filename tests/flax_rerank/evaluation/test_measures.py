@@ -1,6 +1,8 @@
 """Measures, against trec_eval's own code (pytrec_eval)."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytrec_eval
 
 from flax_rerank.evaluation import EvaluationSet, evaluate, measure
 
+DBPEDIA = json.loads(Path(__file__).with_name("dbpedia.json").read_text(encoding="utf-8"))
 TREC = {"nDCG@10": "ndcg_cut_10", "nDCG": "ndcg", "AP": "map", "RR": "recip_rank", "R@5": "recall_5", "P@5": "P_5"}
 
 
@@ -28,6 +31,14 @@ def test_measures_are_trec_evals_with_ties_that_float32_makes():
         assert found.mean[name] == pytest.approx(np.mean([*values.values()]), abs=1e-9)
     reciprocal = {query: value if value >= 0.1 else 0 for query, value in found.per_query["RR"].items()}
     assert measure(run, qrels, ["RR@10"]).per_query["RR@10"] == pytest.approx(reciprocal, abs=1e-9)
+
+
+def test_measures_of_real_judgments_are_trec_evals():
+    names = {**TREC, "R@100": "recall_100", "Rprec": "Rprec", "Bpref": "bpref", "infAP": "infAP"}
+    found = measure(DBPEDIA["run"], DBPEDIA["qrels"], list(names))
+    for name, theirs in names.items():
+        expected = {query: values[theirs] for query, values in DBPEDIA["trec_eval"].items()}
+        assert found.per_query[name] == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_greater_id_of_two_equal_scores_comes_first():

@@ -6,8 +6,9 @@ import pytest
 from reference_cases import CASES
 
 from flax_rerank.cli import main
-from flax_rerank.evaluation import evaluate, open_set
-from flax_rerank.evaluation.sweep import front
+from flax_rerank.evaluation import EvaluationSet, evaluate, open_set
+from flax_rerank.evaluation.sweep import front, operations_of
+from flax_rerank.evaluation.systems import prepare
 from flax_rerank.operations import count_work, sizes_of
 
 LAYERWISE = str(CASES / "layerwise-minicpm")
@@ -40,6 +41,24 @@ def test_all_combinations_are_evaluated_with_their_cost(beir, tmp_path, capsys, 
         assert point["operations"] == work.operations * step.shape.rows / 4
         assert point["pairs_per_second"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compression_costs_less_after_a_run_without_it(reranker):
+    model = reranker("lightweight-gemma2", {"compress_layers": [1]})
+    passages = [
+        " ".join([str(place), *["panda"] * (place % 40 + 20)]) for place in range(300)
+    ]  # shapes are fitted from 256 pairs on
+    data = EvaluationSet(
+        {"q": "bear"},
+        {str(i): text for i, text in enumerate(passages)},
+        {"q": {"0": 1}},
+        {"q": [*map(str, range(300))]},
+    )
+
+    def cost(ratio):
+        return operations_of(model, prepare(model, data, cutoff_layers=3, compress_ratio=ratio))
+
+    assert cost(1) > 1.1 * cost(2) > 1.1 * cost(4)
 
 
 def test_the_front_has_what_nothing_else_beats():
