@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from flax_rerank import convert
+from flax_rerank.checkpoint import open_params
 from flax_rerank.convert.rules import Row
 from flax_rerank.convert.torch_files import SafetensorsFiles
 from flax_rerank.dtypes import FLOAT32
@@ -54,7 +55,7 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Ch
     faults = [] if spec.hf == hf else ["config.json has another source_config than the source"]
     try:
         opened = convert.open_checkpoint(source, hf, spec.config, spec.readout, module, adapter)
-        params = spec.weights(module)
+        params = open_params(folder, module)
         dtypes = params.dtypes()
         quantized = params.quantized
 

@@ -22,8 +22,9 @@ from flax_rerank.spec import open_spec
 from flax_rerank.text.pairs import TokenizedPairs
 
 TOLERANCE = 1e-4  # of a score in float32, relative where it is above 1
-# The same from weights in 8 bits. A trained encoder of 6 layers differs by 0.018 at most on the pairs below.
-INT8_TOLERANCE = 0.05
+# The same from weights in 8 bits. Of 3,709 pairs of queries and entities, a trained encoder of 6 layers has 99 % within
+# 0.26 and all within 0.53; it has the pairs below within 0.018.
+INT8_TOLERANCE = 0.25
 MAX_LENGTH = 128
 PAIRS = (
     ("what is panda?", "hi"),
@@ -67,7 +68,7 @@ def check_scores(source: Path, folder: Path, adapter: Path | None = None, device
     checkpoint in 8 bits the error of these is compared, with a tolerance of its own.
     """
     spec = open_spec(str(folder))
-    params = spec.weights(spec.module(FLOAT32))
+    params = checkpoint.open_params(folder, spec.module(FLOAT32))
     class_name = class_of_transformers(spec.hf)
     skipped = _why_not(spec.family, class_name, adapter, 4 * sum(map(math.prod, params.shapes().values())))
     if skipped:
