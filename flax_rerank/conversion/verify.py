@@ -22,8 +22,8 @@ from flax_rerank.spec import open_spec
 from flax_rerank.text.pairs import TokenizedPairs
 
 TOLERANCE = 1e-4  # of a score in float32, relative where it is above 1
-# The same from weights in 8 bits. Of 3,709 pairs of queries and entities, a trained encoder of 6 layers has 99 % within
-# 0.26 and all within 0.53; it has the pairs below within 0.018.
+# The same from weights in 8 bits. Of 3,709 pairs of queries and entities, a trained encoder of 6 layers has 99 %
+# within 0.26 and all within 0.53; it has the pairs below within 0.018.
 INT8_TOLERANCE = 0.25
 MAX_LENGTH = 128
 PAIRS = (
