@@ -9,6 +9,8 @@ DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+INT8 = np.dtype(np.int8)
+STORED = DTYPES | {"int8": INT8}  # what a checkpoint can have: see `flax_rerank.quantization`
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,10 @@ def choose_dtype(dtype: str | type | np.dtype | None, *, use_fp16: bool, use_bf1
     if dtype is not None and name == "float32" and (use_fp16 or use_bf16):
         raise ValueError("dtype='float32' contradicts use_fp16 or use_bf16: give one of them")
     return DTypes(stored=DTYPES[name], computed=DTYPES[name])
+
+
+def stored_dtype(name: str) -> np.dtype:
+    """The dtype of a checkpoint by its name. ValueError if it is not one of `STORED`."""
+    if name not in STORED:
+        raise ValueError(f"dtype {name!r} is not one of {', '.join(STORED)}")
+    return STORED[name]

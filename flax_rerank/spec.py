@@ -9,7 +9,6 @@ from typing import Any
 from flax import nnx
 
 from flax_rerank import checkpoint, convert
-from flax_rerank.checkpoint import StoredParams
 from flax_rerank.convert import TorchCheckpoint
 from flax_rerank.convert.family import Family
 from flax_rerank.convert.hf_config import HFConfig
@@ -20,6 +19,7 @@ from flax_rerank.message_format import format_of_messages
 from flax_rerank.models import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError
+from flax_rerank.quantization import DequantizedParams
 from flax_rerank.settings import (
     SETTINGS,
     LightweightSettings,
@@ -107,7 +107,7 @@ class Spec:
             )
         return template
 
-    def weights(self, module: nnx.Module) -> TorchCheckpoint | StoredParams:
+    def weights(self, module: nnx.Module) -> TorchCheckpoint | DequantizedParams:
         """The parameters in the checkpoint's files, matched with those of a module. None is read yet.
 
         Args:

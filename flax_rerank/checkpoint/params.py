@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flax_rerank.checkpoint.folder import PARAMS
 from flax_rerank.checkpoint.manifest import MANIFEST, verify_manifest
 from flax_rerank.params import CheckpointError, Index, Parameters, Shape, groups, shape_faults, shapes_of
+from flax_rerank.quantization import DequantizedParams
 from flax_rerank.text.tokenizer import FILES as TOKENIZER_FILES
 
 CHUNK_BYTES = 4 << 20  # a device that has a part of a leaf reads little more than that part
@@ -32,18 +33,18 @@ SMALL = 1 << 20  # bytes of a file: of the parameters, all but the arrays themse
 def write_params(
     folder: Path,
     params: Parameters,
-    dtype: np.dtype,
+    dtypes: Mapping[str, np.dtype],
     stacked: set[str],
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Write an orbax tree of parameters in `dtype`; `stacked` are the paths whose first axis counts layers. A few
-    leaves are in memory at a time. `on_bytes` gets the bytes of each group that was written.
+    """Write an orbax tree of parameters, each in its dtype; `stacked` are the paths whose first axis counts layers. A
+    few leaves are in memory at a time. `on_bytes` gets the bytes of each group that was written.
 
     Raises:
         OSError: orbax could not write.
     """
     leaves = {
-        name: (path, layer, math.prod(shape if layer is None else shape[1:]) * dtype.itemsize)
+        name: (path, layer, math.prod(shape if layer is None else shape[1:]) * dtypes[path].itemsize)
         for path, shape in params.shapes().items()
         for layer in (range(shape[0]) if path in stacked else (None,))
         for name in [path if layer is None else f"{path}.{layer}"]
@@ -51,7 +52,9 @@ def write_params(
 
     def read(name: str) -> np.ndarray:
         path, layer, _ = leaves[name]
-        return params.read(path, dtype) if layer is None else params.read(path, dtype, (slice(layer, layer + 1),))[0]
+        if layer is None:
+            return params.read(path, dtypes[path])
+        return params.read(path, dtypes[path], (slice(layer, layer + 1),))[0]
 
     def write(group: dict[str, np.ndarray]) -> None:
         with _orbax() as ocp, _written(folder):
@@ -69,14 +72,14 @@ def write_params(
         ocp.partial.finalize(folder.resolve())
 
 
-def open_params(folder: Path, module: nnx.Module) -> "StoredParams":
+def open_params(folder: Path, module: nnx.Module) -> DequantizedParams:
     """The parameters of the Flax checkpoint in `folder`, compared with those of an abstract module.
 
     Raises:
         FileNotFoundError: the parameters are missing.
         CheckpointError: some are missing, left over or misshapen, or they or the tokenizer's files are damaged.
     """
-    stored = StoredParams(folder / PARAMS)
+    stored = DequantizedParams(StoredParams(folder / PARAMS), folder)
     faults = []
     if (folder / MANIFEST).is_file():
         faults += verify_manifest(folder, within=TOKENIZER_FILES, limit=TOKENIZER_BYTES)
@@ -144,7 +147,7 @@ class StoredParams:
     def restore(self, dtype: np.dtype, shardings: Mapping[str, NamedSharding]) -> Iterator[tuple[str, jax.Array]]:
         """The parameters, cast to `dtype`, by their dotted paths. Each device reads its part."""
         shapes = self.shapes()
-        sizes = {path: math.prod(shape) * dtype.itemsize for path, shape in shapes.items()}
+        sizes = {path: math.prod(shapes[path]) * dtype.itemsize for path in shardings}
         for paths in groups(sizes, GROUP_BYTES):
             abstract: dict[str, jax.ShapeDtypeStruct] = {}
             for path in paths:

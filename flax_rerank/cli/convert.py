@@ -11,6 +11,7 @@ from flax_rerank.cli.loading import add_model_class, add_settings, given_setting
 from flax_rerank.conversion import convert, export_checkpoint
 from flax_rerank.conversion.check import Check
 from flax_rerank.conversion.verify import verify
+from flax_rerank.dtypes import STORED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="compare OUT with SOURCE; exit with 1 if they differ")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     add_model_class(parser)
-    add_settings(parser, lambda field: field.name in ("dtype", "peft_path", "cache_dir"))
+    parser.add_argument(
+        "--dtype",
+        choices=STORED,
+        default=argparse.SUPPRESS,
+        help="of the parameters that are written; int8: matrices in 8 bits, the others as they are stored",
+    )
+    add_settings(parser, lambda field: field.name in ("peft_path", "cache_dir"))
     group = parser.add_argument_group("settings of the model", "OUT keeps them for everyone who loads it.")
     add_settings(group, lambda field: field.metadata["kept"])
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from flax_rerank import convert
+from flax_rerank.checkpoint import open_params
 from flax_rerank.convert.rules import Row
 from flax_rerank.convert.torch_files import SafetensorsFiles
 from flax_rerank.dtypes import FLOAT32
 from flax_rerank.params import CheckpointError
+from flax_rerank.quantization import rounded
 from flax_rerank.spec import open_spec
 
 MOST_FAULTS = 10
@@ -40,7 +42,7 @@ class Check:
 
 def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Check:
     """Give every parameter in `folder` PyTorch's layout again, and compare it bit for bit with its source in the
-    checkpoint's dtype. One tensor at a time is in memory, twice.
+    checkpoint's dtype, which is quantized again where the parameter is int8. One tensor at a time is in memory, twice.
 
     Raises:
         FileNotFoundError, ValueError: one of the checkpoints cannot be opened.
@@ -53,15 +55,18 @@ def check_tensors(source: Path, folder: Path, adapter: Path | None = None) -> Ch
     faults = [] if spec.hf == hf else ["config.json has another source_config than the source"]
     try:
         opened = convert.open_checkpoint(source, hf, spec.config, spec.readout, module, adapter)
-        params = spec.weights(module)
+        params = open_params(folder, module)
         dtypes = params.dtypes()
+        quantized = params.quantized
 
         def pairs() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
             """The name of each tensor, as it is in the checkpoint, and as it is in the source."""
             items = itertools.chain(*opened.assignments.values())
             for item in sorted(items, key=lambda item: -1 if item.layer is None else item.layer):  # layer by layer
                 found = params.read(item.path, dtypes[item.path], item.region)
-                if isinstance(item.transform, Row) or item.transform.parts > 1:
+                if item.path in quantized:
+                    yield item.tensor, found, rounded(item.path, item.transform.read(opened.source, item.tensor))
+                elif isinstance(item.transform, Row) or item.transform.parts > 1:
                     yield item.tensor, found, item.transform.read(opened.source, item.tensor)
                 else:
                     yield item.tensor, item.transform.to_torch(found), opened.source.read(item.tensor)

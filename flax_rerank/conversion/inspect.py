@@ -21,6 +21,7 @@ from flax_rerank.dtypes import FLOAT32
 from flax_rerank.models import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from flax_rerank.models.readout import Readout
 from flax_rerank.params import CheckpointError
+from flax_rerank.quantization import is_scale
 from flax_rerank.rerankers.call import resolve
 from flax_rerank.settings import RerankerModelClass
 from flax_rerank.spec import read_flax_config
@@ -173,7 +174,7 @@ def _read_architecture(
 def _facts_of_arrays(source: TensorSource | checkpoint.StoredParams) -> dict[str, Any]:
     shapes, dtypes = source.shapes(), source.dtypes()
     return {
-        "parameters": sum(map(math.prod, shapes.values())),
+        "parameters": sum(math.prod(shape) for name, shape in shapes.items() if not is_scale(name)),
         "dtypes": dict(Counter(dtype.name for dtype in dtypes.values())),
         "bytes": sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()),
     }

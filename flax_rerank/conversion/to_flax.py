@@ -17,7 +17,7 @@ from flax_rerank.auto import class_of, find_spec
 from flax_rerank.checkpoint.manifest import describe_source, sha256
 from flax_rerank.convert import TorchCheckpoint, peft, sentence_transformers
 from flax_rerank.convert.rules import TensorSource
-from flax_rerank.dtypes import DTYPES, FLOAT32
+from flax_rerank.dtypes import FLOAT32, stored_dtype
 from flax_rerank.params import largest_dtype
 from flax_rerank.rerankers.call import resolve
 from flax_rerank.saving.flax_checkpoint import write
@@ -56,8 +56,8 @@ def convert(
         source: a folder, or a name on the Hugging Face hub.
         out: the folder to make.
         model_class: as for `FlaxAutoReranker.from_finetuned`.
-        dtype: "float32" or "bfloat16"; by default as stored, and float32 for float16, of which bfloat16 would lose
-            bits.
+        dtype: "float32", "bfloat16" or "int8", see `flax_rerank.quantization`; by default as stored, and float32 for
+            float16, of which bfloat16 would lose bits.
         keep_head: keep an untied head whole, of which the model has a row or two: else there is no way back to
             PyTorch.
         overwrite: replace an existing Flax checkpoint.
@@ -72,15 +72,14 @@ def convert(
     started = time.perf_counter()
     refuse_nesting(source, out)
     checkpoint.refuse_existing(out, overwrite)
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    asked = None if dtype is None else stored_dtype(dtype)
     spec = find_spec(source, model_class, **settings)
     resolve(spec, spec.settings)
     module = spec.module(FLOAT32)
     opened = spec.weights(module)
     if not isinstance(opened, TorchCheckpoint):
         raise ValueError(f"{spec.folder} is a Flax checkpoint already")
-    chosen = DTYPES[dtype] if dtype else largest_dtype(opened)
+    chosen = asked or largest_dtype(opened)
     kept = _partly_used(opened, source) if keep_head else {}
     folder = spec.folder
     assert folder is not None  # else there were no weights

@@ -22,6 +22,9 @@ from flax_rerank.spec import open_spec
 from flax_rerank.text.pairs import TokenizedPairs
 
 TOLERANCE = 1e-4  # of a score in float32, relative where it is above 1
+# The same from weights in 8 bits. Of 3,709 pairs of queries and entities, a trained encoder of 6 layers has 99 %
+# within 0.26 and all within 0.53; it has the pairs below within 0.018.
+INT8_TOLERANCE = 0.25
 MAX_LENGTH = 128
 PAIRS = (
     ("what is panda?", "hi"),
@@ -61,10 +64,11 @@ def verify(source: Path, folder: Path, adapter: Path | None = None, devices: Dev
 def check_scores(source: Path, folder: Path, adapter: Path | None = None, devices: Devices = None) -> Check:
     """Score a few pairs in float32 with the Flax checkpoint and with its PyTorch source, as for `verify`.
 
-    The source is rounded to the checkpoint's dtype first: what is compared is the conversion, not the dtype.
+    The source is rounded to the checkpoint's dtype first: what is compared is the conversion, not the dtype. Of a
+    checkpoint in 8 bits the error of these is compared, with a tolerance of its own.
     """
     spec = open_spec(str(folder))
-    params = spec.weights(spec.module(FLOAT32))
+    params = checkpoint.open_params(folder, spec.module(FLOAT32))
     class_name = class_of_transformers(spec.hf)
     skipped = _why_not(spec.family, class_name, adapter, 4 * sum(map(math.prod, params.shapes().values())))
     if skipped:
@@ -75,9 +79,10 @@ def check_scores(source: Path, folder: Path, adapter: Path | None = None, device
     gc.collect()  # of the two models one at a time is in memory
     expected = score_with_transformers(source, class_name, largest_dtype(params), spec.readout.tokens, pairs)
     differences = np.abs(scores - expected)
+    tolerance = INT8_TOLERANCE if params.quantized else TOLERANCE
     faults = tuple(
         f"pair {pair} scores {scores[pair]:.6f}, {expected[pair]:.6f} in PyTorch"
-        for pair in np.flatnonzero(~(differences <= TOLERANCE * np.maximum(1, np.abs(expected)))).tolist()
+        for pair in np.flatnonzero(~(differences <= tolerance * np.maximum(1, np.abs(expected)))).tolist()
     )
     return Check("scores", len(scores), None, float(differences.max()), faults)
 

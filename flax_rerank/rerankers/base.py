@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from flax_rerank.batching import FIT_FROM, Planner, Step, Table, computed_tokens, max_step_tokens
-from flax_rerank.dtypes import DTypes, choose_dtype
+from flax_rerank.dtypes import DTypes, choose_dtype, stored_dtype
 from flax_rerank.field_types import fits
 from flax_rerank.params import load_arrays, shape_faults, shapes_of, with_params
 from flax_rerank.rerankers.call import Call, resolve
@@ -262,15 +262,23 @@ class AbsReranker(ABC):
         self._scorer.warmup(self._present_params(), prepared.table, prepared.call.static)
         return time.perf_counter() - start
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def save(self, path: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> None:
         """Write a Flax checkpoint, from which `from_finetuned(path)` loads without PyTorch's files, with the settings
         of the model (prompt, lengths, instructions, layers) that this reranker has.
+
+        Args:
+            path: the folder to make.
+            dtype: of the parameters: "float32", "bfloat16" or "int8", see `flax_rerank.quantization`; by default that
+                which was loaded.
+            overwrite: replace an existing Flax checkpoint.
 
         Raises:
             FileExistsError: `path` is there and `overwrite` is False.
             OSError: the disk is full, or `path` cannot be written to.
         """
-        save(Path(path), self.spec, self.settings, self._module, self._present_params(), overwrite=overwrite)
+        stored = None if dtype is None else stored_dtype(dtype)
+        params = self._present_params()
+        save(Path(path), self.spec, self.settings, self._module, params, dtype=stored, overwrite=overwrite)
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a Hugging Face folder (config.json, safetensors, tokenizer), which transformers and FlagEmbedding load

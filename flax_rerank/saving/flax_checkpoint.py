@@ -22,7 +22,9 @@ from flax_rerank.checkpoint.manifest import MANIFEST, describe_source, file_hash
 from flax_rerank.checkpoint.params import write_params
 from flax_rerank.convert.rules import TensorSource
 from flax_rerank.convert.torch_files import SafetensorsFiles, write_safetensors
+from flax_rerank.dtypes import INT8
 from flax_rerank.params import ArrayParameters, Parameters, largest_dtype, stacked_in
+from flax_rerank.quantization import SCALE, QuantizedParams
 from flax_rerank.settings import Settings
 from flax_rerank.spec import Spec
 
@@ -37,10 +39,12 @@ def save(
     module: nnx.Module,
     params: Mapping[str, jax.Array],
     *,
+    dtype: np.dtype | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the Flax checkpoint of a model in memory, with those `settings` that belong to the model. The folder
-    appears when it is complete, never before; with `overwrite`, it replaces a Flax checkpoint.
+    """Write the Flax checkpoint of a model in memory, with those `settings` that belong to the model, in the model's
+    dtype or in that of `STORED` which is given. The folder appears when it is complete, never before; with
+    `overwrite`, it replaces a Flax checkpoint.
 
     Raises:
         FileExistsError: the folder exists and may not be replaced.
@@ -56,7 +60,7 @@ def save(
         kept = dict.fromkeys(source.shapes(), source)
     arrays = ArrayParameters(params)
     spec = replace(spec, settings=settings)
-    write(path, spec, module, arrays, largest_dtype(arrays), kept, lambda: _source(spec), overwrite=overwrite)
+    write(path, spec, module, arrays, dtype or largest_dtype(arrays), kept, lambda: _source(spec), overwrite=overwrite)
 
 
 def write(
@@ -74,7 +78,7 @@ def write(
     """Write a Flax checkpoint part by part, as `save`; the bytes of all arrays.
 
     Args:
-        dtype: of the parameters that are written.
+        dtype: of the parameters that are written; of int8, those that are not quantized stay as they are.
         kept: tensors of the source to keep as they are, by their PyTorch names, and where each is read.
         source: gives the manifest's entry for the source, when the arrays are written.
         show_progress_bar: of the bytes written and hashed.
@@ -88,7 +92,11 @@ def write(
         "source_config": dict(spec.hf),
     }
     tensors = {name: (files.dtypes()[name], files.shapes()[name]) for name, files in kept.items()}
-    size = sum(map(math.prod, params.shapes().values())) * dtype.itemsize
+    dtypes, stacked = dict.fromkeys(params.shapes(), dtype), stacked_in(module)
+    if dtype == INT8:
+        params = QuantizedParams(params, module)
+        dtypes, stacked = params.dtypes(), stacked | {path + SCALE for path in stacked}
+    size = sum(math.prod(shape) * dtypes[path].itemsize for path, shape in params.shapes().items())
     size += sum(math.prod(shape) * stored.itemsize for stored, shape in tensors.values())
     with (
         checkpoint.new_folder(path, overwrite=overwrite, needed_bytes=size + ROOM) as folder,
@@ -100,7 +108,7 @@ def write(
 
         for file in spec.tokenizer.files:
             shutil.copyfile(file, folder / file.name)
-        write_params(folder / PARAMS, params, dtype, stacked_in(module), on_bytes)
+        write_params(folder / PARAMS, params, dtypes, stacked, on_bytes)
         if kept:
             write_safetensors(folder / KEPT, tensors, _parts(kept, on_bytes))
         text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

@@ -44,7 +44,7 @@ def test_a_stack_is_written_layer_by_layer_and_read_in_any_part_and_dtype(tmp_pa
     arrays = {"a.b": np.arange(12 * 8 * 16, dtype=np.float32).reshape(12, 8, 16), "c": np.arange(9, dtype=np.float32)}
     source = Arrays(arrays)
     written = []
-    write_params(tmp_path / "params", source, np.dtype(np.float32), {"a.b"}, written.append)
+    write_params(tmp_path / "params", source, dict.fromkeys(arrays, np.dtype(np.float32)), {"a.b"}, written.append)
     assert source.sizes == [8 * 16 * 4] * 12 + [9 * 4]
     assert sum(written) == sum(array.nbytes for array in arrays.values())
     assert max(written) <= 1000
@@ -67,7 +67,7 @@ def test_a_stack_is_written_layer_by_layer_and_read_in_any_part_and_dtype(tmp_pa
     ],
 )
 def test_damage_is_found_without_a_manifest_too(tmp_path, half, files, what):
-    write_params(tmp_path / "params", Arrays({"a.b": np.ones((64, 64))}), np.dtype(np.float32), set())
+    write_params(tmp_path / "params", Arrays({"a.b": np.ones((64, 64))}), {"a.b": np.dtype(np.float32)}, set())
     for path in (tmp_path / "params").glob(files):
         data = path.read_bytes()
         path.unlink()
@@ -83,4 +83,4 @@ def test_a_disk_that_fills_up_is_an_error_that_names_the_folder(tmp_path, monkey
 
     monkeypatch.setattr(ocp.partial, "save", full)
     with pytest.raises(OSError, match=r"orbax could not write .*No space left.*: '.*/params'"):
-        write_params(tmp_path / "params", Arrays({"a": np.zeros(3)}), np.dtype(np.float32), set())
+        write_params(tmp_path / "params", Arrays({"a": np.zeros(3)}), {"a": np.dtype(np.float32)}, set())
