@@ -56,7 +56,8 @@ def test_the_arguments_of_flagreranker_keep_order_names_and_defaults():
     assert [argument.name for argument in arguments[: len(expected)]] == list(expected)
     ours = arguments[len(expected) :]
     assert {argument.name for argument in ours} == {
-        *("use_bf16", "dtype", "mesh", "sharding_rules", "show_progress_bar", "passage_max_length", "truncation")
+        *("use_bf16", "dtype", "mesh", "sharding_rules", "show_progress_bar", "passage_max_length", "truncation"),
+        "compile_cache",
     }
     assert all(argument.kind is argument.KEYWORD_ONLY for argument in ours)
 
