@@ -24,7 +24,7 @@ def use_compile_cache(folder: str | os.PathLike[str]) -> None:
     Raises:
         OSError: a folder that was named cannot be written to.
     """
-    present = jax.config.jax_compilation_cache_dir
+    present = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if os.fspath(folder) != USERS:
         if os.fspath(folder) != present:
             _set(os.fspath(folder))
