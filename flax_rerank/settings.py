@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from flax_rerank.calibration.curve import Calibration
+from flax_rerank.compile_cache import USERS
 from flax_rerank.field_types import check_field_types
 from flax_rerank.sharding import DEFAULT_RULES, Devices, MeshShape, ShardingRules
 from flax_rerank.text.prompts import Instruction, PromptFormat, Truncation, refuse_surrogates
@@ -183,6 +184,13 @@ class Settings(CallSettings):
     trust_remote_code: bool = setting(False, "no remote code ever runs here, so True changes nothing", cli=False)
     cache_dir: str | PathLike[str] | None = setting(
         None, "where snapshots from the hub are kept", parse=str, metavar="DIR"
+    )
+    compile_cache: str | PathLike[str] | None = setting(
+        USERS,
+        "a folder that keeps compiled programs for the next start, or none; by default FLAX_RERANK_CACHE, else the "
+        "user's cache folder",
+        parse=lambda text: None if text == "none" else text,
+        metavar="DIR",
     )
     devices: Devices = setting(
         None,

@@ -23,10 +23,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compiling is what takes time. So LLVM optimises only what `optimized` modules compile, and what is compiled once
 # in a session serves all of its tests, workers and subprocesses.
-# A folder that FLAX_RERANK_TEST_CACHE names is still there for the next session.
+# A folder that FLAX_RERANK_TEST_CACHE names is still there for the next session. Nothing is written to the user's.
 if "FLAX_RERANK_TEST_CACHE" not in os.environ:
     os.environ["FLAX_RERANK_TEST_CACHE"] = tempfile.mkdtemp(prefix="flax-rerank-tests-")
     atexit.register(shutil.rmtree, os.environ["FLAX_RERANK_TEST_CACHE"], ignore_errors=True)
+os.environ["FLAX_RERANK_CACHE"] = os.environ["FLAX_RERANK_TEST_CACHE"]  # of processes without the settings below
 for setting, value in {
     "jax_compilation_cache_dir": os.environ["FLAX_RERANK_TEST_CACHE"],
     "jax_compilation_cache_max_size": 2**30,  # with a limit, whatever it is, files are locked

@@ -14,7 +14,7 @@ GROUPS = {
         *("range_for_sampling", "negative_number", "sampling_strategy", "fill", "keep_negatives", "seed"),
         *("absolute_margin", "relative_margin", "max_score", "min_score", "allow_false_positives"),
     ],
-    "teacher": ["teacher", "candidate_number", "shard_rows", "compile_cache", "show_progress_bar"],
+    "teacher": ["teacher", "candidate_number", "shard_rows", "show_progress_bar"],
 }
 
 

@@ -25,7 +25,7 @@ GROUPS = {
         "max_text_chars",
     ],
     "output": ["output", "format", "tag", "overwrite"],
-    "job": ["shard_rows", "strict", "warmup", "compile_cache", "show_progress_bar"],
+    "job": ["shard_rows", "strict", "warmup", "show_progress_bar"],
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from flax_rerank.jobs.sources.records import Limits
 
 STANDARD_STREAM = "-"
-PATHS = ("run", "queries", "corpus", "beir", "output", "compile_cache")
+PATHS = ("run", "queries", "corpus", "beir", "output")
 POSITIVE = ("top_k", "max_line_bytes", "max_text_chars", "shard_rows", "num_shards", "num_processes", "ray_actors")
 
 
@@ -64,7 +64,6 @@ class JobOptions:
     shard_rows: int = _option("rows that are read and written at a time", 10_000, "N")
     strict: bool = _option("stop at the first row that cannot be scored; by default it goes to the rejects", False)
     warmup: bool = _option("compile all shapes before the first shard; later shards need no others", False)
-    compile_cache: str | None = _option("a folder that keeps compiled programs for the next start", metavar="DIR")
     show_progress_bar: bool | None = _option(
         "show no progress bars; by default they are shown on a terminal", flag="--no-progress"
     )

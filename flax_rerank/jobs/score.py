@@ -13,7 +13,6 @@ from typing import Any
 import jax
 
 from flax_rerank.auto import FlaxAutoReranker
-from flax_rerank.compile_cache import use_compile_cache
 from flax_rerank.distributed import ending_together
 from flax_rerank.jobs import files
 from flax_rerank.jobs.engines import engine_of
@@ -21,13 +20,12 @@ from flax_rerank.jobs.inputs_outputs import copy_to_standard_output, format_for,
 from flax_rerank.jobs.job import Job
 from flax_rerank.jobs.options import STANDARD_STREAM, JobOptions
 from flax_rerank.jobs.run import Result, run_job
-from flax_rerank.rerankers import AbsReranker
 
 logger = logging.getLogger(__name__)
 
 # Settings that the manifest leaves out: they say where things run or are kept, or it has them in a form of its own.
 NOT_IN_MANIFEST = (
-    *("cache_dir", "devices", "show_progress_bar"),
+    *("cache_dir", "compile_cache", "devices", "show_progress_bar"),
     *("dtype", "use_fp16", "use_bf16", "mesh", "peft_path"),
 )
 
@@ -93,19 +91,13 @@ def job_of(model: str, options: JobOptions, settings: Mapping[str, Any], stack: 
         folder=folder,
         file=file,
         model=_anywhere(model),
-        load=partial(_load, _anywhere(model), settings, options.compile_cache),
+        load=partial(FlaxAutoReranker.from_finetuned, _anywhere(model), **settings),
         settings={**kept, "adapter": adapter, **given, "output": output.suffix},
         cache_dir=settings.get("cache_dir"),
         shard_rows=options.shard_rows,
         strict=options.strict,
         warmup=options.warmup,
     )
-
-
-def _load(model: str, settings: Mapping[str, Any], compile_cache: str | None) -> AbsReranker:
-    if compile_cache is not None:
-        use_compile_cache(compile_cache)
-    return FlaxAutoReranker.from_finetuned(model, **settings)
 
 
 def _anywhere(model: str) -> str:

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from flax_rerank.batching import FIT_FROM, Planner, Step, Table, computed_tokens, max_step_tokens
+from flax_rerank.compile_cache import use_compile_cache
 from flax_rerank.dtypes import DTypes, choose_dtype, stored_dtype
 from flax_rerank.field_types import fits
 from flax_rerank.params import load_arrays, shape_faults, shapes_of, with_params
@@ -96,6 +97,8 @@ class AbsReranker(ABC):
         settings = spec.settings
         self.spec = spec
         self.settings = settings
+        if settings.compile_cache is not None:
+            use_compile_cache(settings.compile_cache)
         self.mesh = make_mesh(settings.devices, settings.mesh) if mesh is None else mesh
         self._platform = self.mesh.devices.flat[0].platform
         self.dtypes = dtypes or choose_dtype(

@@ -58,6 +58,7 @@ def test_the_arguments_of_flagreranker_keep_order_names_and_defaults():
     assert {argument.name for argument in ours} == {
         *("use_bf16", "dtype", "mesh", "sharding_rules", "show_progress_bar", "passage_max_length", "truncation"),
         "calibration",
+        "compile_cache",
     }
     assert all(argument.kind is argument.KEYWORD_ONLY for argument in ours)
 

@@ -110,7 +110,6 @@ def _score(
         output=scores,
         overwrite=settings.overwrite,
         shard_rows=settings.shard_rows,
-        compile_cache=settings.compile_cache,
         show_progress_bar=settings.show_progress_bar,
     )
     score_files(settings.teacher, options, **reranker)

@@ -74,9 +74,6 @@ class MiningSettings:
     )  # fmt: skip
     overwrite: bool = setting(False, "start over, even if the output exists")
     shard_rows: int = setting(10_000, "pairs that the teacher scores between two points to go on from", metavar="N")
-    compile_cache: str | None = setting(
-        None, "a folder that keeps compiled programs for the next start", metavar="DIR"
-    )
     show_progress_bar: bool | None = setting(
         None, "show no progress bars; by default they are shown on a terminal", flag="--no-progress"
     )
