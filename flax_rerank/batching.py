@@ -36,11 +36,15 @@ class Shape(NamedTuple):
     Attributes:
         rows, length: of the token ids.
         around: tokens of a row before and after its passage, at most; 0 for no bound but the length.
+        prefixes, prefix_length: of the prefixes that rows begin with, and which are not in their ids: how many there
+            are, and the tokens of each; 0 for none.
     """
 
     rows: int
     length: int
     around: int = 0
+    prefixes: int = 0
+    prefix_length: int = 0
 
     @property
     def tokens(self) -> int:
@@ -233,7 +237,7 @@ def extended(table: Table, limit: int, most_around: int, multiple: int) -> Table
 
 def _as_large(shape: Shape, length: int, around: int, multiple: int) -> Shape:
     """A longer shape with as many tokens, if that many rows are possible."""
-    return Shape(max(shape.tokens // length // multiple, 1) * multiple, length, around)
+    return shape._replace(rows=max(shape.tokens // length // multiple, 1) * multiple, length=length, around=around)
 
 
 def _work(steps: Sequence[Step]) -> int:

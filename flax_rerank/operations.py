@@ -132,6 +132,7 @@ def count_work(
     layers: int | None = None,
     compressed: Compressed = (),
     count_scores: CountScores = visible_scores,
+    before: int = 0,
 ) -> Work:
     """The work of the layers for one row, a pair of `length` tokens.
 
@@ -139,11 +140,13 @@ def count_work(
         layers: how many are run; None for all.
         compressed: where the row becomes shorter.
         count_scores: how attention is computed.
+        before: tokens of a prefix that are attended to, and computed elsewhere.
     """
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     operations = weights = activations = scores = 0
     for each in passes(sizes, length, layers, compressed):
         seen = each.length if each.outputs == 1 else count_scores(each.length, sizes.causal, each.window)
+        seen += each.outputs * before
         products = sizes.distances * queries * (each.length + each.outputs) * (2 * each.length - 1)
         products += sizes.key_value_weights * each.length + sizes.other_weights * each.outputs + 2 * queries * seen
         operations += 2 * products

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from flax_rerank.batching import Shape, Step
 from flax_rerank.dtypes import DTypes
 from flax_rerank.models.compression import Compression
+from flax_rerank.models.decoder import KeysValues, Prefix
 from flax_rerank.models.readout import Readout
 from flax_rerank.out_of_memory import is_out_of_memory
 from flax_rerank.sharding import DATA, over_data, replicated, spans_processes
@@ -30,7 +31,9 @@ MOST_PROGRAMS = 128
 
 Params = dict[str, jax.Array]
 Static = tuple[Readout, Compression | None]
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+Batch = tuple[np.ndarray, ...]
+# Keys and values of a block of prefixes, and how many tokens each has.
+Front = tuple[KeysValues, jax.Array]
 
 
 class Scorer:
@@ -56,11 +59,13 @@ class Scorer:
         # float32 means float32: TPUs and GPUs multiply in less by default.
         precision = "highest" if dtypes.computed == np.float32 else None
 
-        def apply(params: Params, batch: tuple[jax.Array, ...], static: Static) -> jax.Array:
+        def apply(params: Params, batch: tuple[Any, ...], shape: Shape, static: Static) -> Any:
             readout, compression = static
             model = nnx.merge(graphdef, jax.tree.unflatten(treedef, [params[path] for path in paths]))
             # The mesh tells the model which devices it is traced for.
             with jax.default_matmul_precision(precision), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                if not shape.rows:
+                    return model.keys_values(*batch, readout=readout), batch[1]
                 return model(*batch, readout=readout, compression=compression)
 
         self._apply = apply
@@ -101,6 +106,7 @@ class Scorer:
             MemoryError: a step of the fewest rows does not fit into memory.
         """
         left = deque(steps)
+        fronts: dict[int, Front] = {}
         waiting: deque[tuple[Step, jax.Array]] = deque()
         done: list[tuple[Step, np.ndarray]] = []
 
@@ -125,7 +131,8 @@ class Scorer:
                     left.extendleft(reversed(step.halves(self.row_multiple)))
                     continue
                 try:
-                    result = self._dispatch(params, make_batch(pairs, step), static(step.shape))
+                    front = self.front(params, pairs, step, static(step.shape), fronts)
+                    result = self._dispatch(params, make_batch(pairs, step), static(step.shape), front)
                 except jax.errors.JaxRuntimeError as error:
                     left.extendleft(reversed(self._halve(step, error)))
                     continue
@@ -144,7 +151,8 @@ class Scorer:
             while self._too_large(step.shape):
                 step = step.halves(self.row_multiple)[0]
             try:
-                self._dispatch(params, empty_batch(step.shape), static(shape)).block_until_ready()
+                front = self._front(params, empty_prefixes(shape), static(shape)) if shape.prefixes else None
+                self._dispatch(params, empty_batch(step.shape), static(shape), front).block_until_ready()
             except jax.errors.JaxRuntimeError as error:
                 self._halve(step, error)
                 run(shape)
@@ -155,8 +163,8 @@ class Scorer:
             list(pool.map(run, shapes))
 
     def trace(self, params: Mapping[str, Any], shape: Shape, static: Static) -> jax.stages.Traced:
-        """The step of a shape as it would run, for looking at or compiling. Parameters and mesh may be abstract:
-        shapes without values, devices that are not there."""
+        """The step of a shape without prefixes as it would run, for looking at or compiling. Parameters and mesh may
+        be abstract: shapes without values, devices that are not there."""
         batch = tuple(
             jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self._batch_sharding)
             for array in empty_batch(shape)
@@ -164,30 +172,55 @@ class Scorer:
         return self._program(shape, static).trace(dict(params), batch)
 
     def _program(self, shape: Shape, static: Static) -> Any:
-        """The jitted step for one shape and one set of static arguments."""
+        """The jitted step for one shape and one set of static arguments; of a shape without rows, its prefixes."""
         key = shape, static
         with self._lock:
             if key not in self._programs:
 
-                def step(params: Params, batch: tuple[jax.Array, ...]) -> jax.Array:
-                    return self._apply(params, batch, static)
+                def step(params: Params, batch: tuple[Any, ...]) -> Any:
+                    return self._apply(params, batch, shape, static)
 
                 # Nothing is donated: ids, the only input of size, are int32 [rows, length], and no result is of that
                 # size.
-                self._programs[key] = jax.jit(step, out_shardings=self._out)
+                self._programs[key] = jax.jit(step, out_shardings=self._out if shape.rows else replicated(self.mesh))
             self._programs.move_to_end(key)
             while len(self._programs) > MOST_PROGRAMS:
                 self._programs.popitem(last=False)
             return self._programs[key]
 
-    def _dispatch(self, params: Params, batch: Batch, static: Static) -> jax.Array:
-        if self._spans_processes:
-            placed = tuple(
-                jax.make_array_from_callback(array.shape, self._batch_sharding, array.__getitem__) for array in batch
-            )
-        else:
-            placed = jax.device_put(batch, self._batch_sharding)
-        return self._program(Shape(*batch[0].shape), static)(params, placed)
+    def front(
+        self, params: Params, pairs: TokenizedPairs, step: Step, static: Static, kept: dict[int, Front]
+    ) -> Front | None:
+        """The prefixes that rows of a step begin with; None for none.
+
+        Args:
+            kept: those of the step before, which may be the same; those of this step afterwards.
+        """
+        if pairs.prefixes is None:
+            return None
+        block = pairs.prefixes.block(step.pairs[0], step.shape.prefixes)
+        if block not in kept:
+            kept.clear()
+            kept[block] = self._front(params, make_prefixes(pairs, block, step.shape), static)
+        return kept[block]
+
+    def _front(self, params: Params, batch: Batch, static: Static) -> Front:
+        return self._program(Shape(0, 0, 0, *batch[0].shape), static)(params, self._place(batch))
+
+    def _dispatch(self, params: Params, batch: Batch, static: Static, front: Front | None = None) -> jax.Array:
+        placed, shape = self._place(batch), Shape(*batch[0].shape)
+        if front is not None:
+            seen, lengths = front
+            placed = *placed[:3], Prefix(seen, lengths, of_row=placed[3])
+            shape = shape._replace(prefixes=seen.key.shape[1], prefix_length=seen.key.shape[2])
+        return self._program(shape, static)(params, placed)
+
+    def _place(self, batch: Batch) -> tuple[jax.Array, ...]:
+        if not self._spans_processes:
+            return jax.device_put(batch, self._batch_sharding)
+        return tuple(
+            jax.make_array_from_callback(array.shape, self._batch_sharding, array.__getitem__) for array in batch
+        )
 
     def _too_large(self, shape: Shape) -> bool:
         return self.budget is not None and shape.tokens > self.budget and shape.rows > self.row_multiple
@@ -213,19 +246,44 @@ class Scorer:
 
 
 def empty_batch(shape: Shape) -> Batch:
-    """The model's inputs for a step without pairs: ids [rows, length], lengths [rows], passage starts [rows].
+    """The model's inputs for a step without pairs: ids [rows, length], lengths [rows], passage starts [rows]; and with
+    prefixes, which of them each row begins with, [rows].
 
     Every row has one token, id 0.
     """
-    return np.zeros((shape.rows, shape.length), np.int32), np.ones(shape.rows, np.int32), np.ones(shape.rows, np.int32)
+    ones = np.ones(shape.rows, np.int32)
+    of_row = (np.zeros(shape.rows, np.int32),) if shape.prefixes else ()
+    return np.zeros((shape.rows, shape.length), np.int32), ones, ones.copy(), *of_row
 
 
 def make_batch(pairs: TokenizedPairs, step: Step) -> Batch:
     """The model's inputs for one step; rows without a pair are as in `empty_batch`."""
-    input_ids, lengths, passage_starts = empty_batch(step.shape)
+    input_ids, lengths, passage_starts, *of_row = empty_batch(step.shape)
+    shared = np.zeros(len(step.pairs), np.int32)
+    if pairs.prefixes is not None:
+        prefix = pairs.prefixes.of_pair[step.pairs]
+        shared = pairs.prefixes.lengths[prefix]
+        of_row[0][: len(prefix)] = prefix % step.shape.prefixes
     for row, pair in enumerate(step.pairs):
-        ids = pairs.ids(pair)
+        ids = pairs.ids(pair)[shared[row] :]
         input_ids[row, : len(ids)] = ids
         lengths[row] = len(ids)
-    passage_starts[: len(step.pairs)] = pairs.passage_starts[step.pairs]
-    return input_ids, lengths, passage_starts
+    passage_starts[: len(step.pairs)] = pairs.passage_starts[step.pairs] - shared
+    return input_ids, lengths, passage_starts, *of_row
+
+
+def empty_prefixes(shape: Shape) -> Batch:
+    """The model's inputs for no prefixes: ids [prefixes, length], lengths [prefixes]."""
+    return np.zeros((shape.prefixes, shape.prefix_length), np.int32), np.zeros(shape.prefixes, np.int32)
+
+
+def make_prefixes(pairs: TokenizedPairs, block: int, shape: Shape) -> Batch:
+    """The model's inputs for a block of prefixes, with padding on the left."""
+    assert pairs.prefixes is not None
+    input_ids, lengths = empty_prefixes(shape)
+    first = block * shape.prefixes
+    some = slice(first, first + shape.prefixes)
+    for row, (pair, length) in enumerate(zip(pairs.prefixes.first[some], pairs.prefixes.lengths[some], strict=True)):
+        input_ids[row, shape.prefix_length - length :] = pairs.ids(pair)[:length]
+        lengths[row] = length
+    return input_ids, lengths

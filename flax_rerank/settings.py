@@ -264,6 +264,9 @@ class LLMCall(CallSettings):
         kept=True,
         metavar="TEXT",
     )
+    share_prefix: bool = setting(
+        True, "compute what several pairs begin with once for all of them, where that is faster (LLM rerankers)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

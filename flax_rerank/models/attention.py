@@ -24,6 +24,7 @@ class Mask:
         dense: bool, [B or 1, L or 1, M]; True where it is allowed.
         lengths: int32 [B], the same for a kernel: no position sees those from there on. None where the causal mask
             hides them, or all may be seen.
+        starts: int32 [B], the same for those before there; None if all may be seen.
         causal: no position sees a later one.
         window: int32 [], how many positions back each sees, itself included, and as many ahead if not causal; None
             for all. `dense` has it in it only if causal.
@@ -32,6 +33,7 @@ class Mask:
 
     dense: jax.Array
     lengths: jax.Array | None = None
+    starts: jax.Array | None = None
     causal: bool = False
     window: jax.Array | None = None
     windows: tuple[int, ...] = ()
@@ -48,13 +50,13 @@ def attend(
     bias: jax.Array | None = None,
 ) -> jax.Array:
     """As `attention`; by a kernel if inputs are long and traced for TPUs (`jax.sharding.use_abstract_mesh`). The
-    kernel takes no bias. Elsewhere positions that see a few on both sides are attended to in blocks."""
+    kernel takes no bias and no prefix. Elsewhere positions that see a few on both sides are attended to in blocks."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     on_tpu = device is not None and device.device_kind.startswith("TPU")
     length = query.shape[1]
     ways: list[Callable[..., jax.Array]]
-    if on_tpu and length >= SPLASH_FROM and bias is None:
+    if on_tpu and length >= SPLASH_FROM and bias is None and mask.starts is None:
         kernel = functools.partial(
             splash_attention_on, mesh, lengths=mask.lengths, causal=mask.causal, scale=scale, softcap=softcap
         )

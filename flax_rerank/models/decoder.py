@@ -4,6 +4,7 @@ this kind, such as ModernBERT, as one module.
 The families differ in switches of `DecoderConfig`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -110,6 +111,31 @@ class Angles(NamedTuple):
     sin: jax.Array
 
 
+class KeysValues(NamedTuple):
+    """What positions are seen by, [..., M, K, H] each."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+class Prefix(NamedTuple):
+    """What rows begin with, when it was computed before and once for all of them (`Decoder.keys_values`).
+
+    Attributes:
+        seen: keys and values in each layer, [layers, P, S, K, H], padding on the left: a row's own positions follow.
+        lengths: int32 [P], real positions of each prefix.
+        of_row: int32 [B], the prefix of each row.
+    """
+
+    seen: KeysValues
+    lengths: jax.Array
+    of_row: jax.Array
+
+    def of_rows(self, index: jax.Array | int) -> KeysValues:
+        """What each row sees of its prefix in a layer, [B, S, K, H]."""
+        return KeysValues(*(each.at[index, self.of_row].get(mode="promise_in_bounds") for each in self.seen))
+
+
 class SelfAttention(nnx.Module):
     def __init__(self, config: DecoderConfig, dtypes: DTypes) -> None:
         queries = config.num_attention_heads * config.head_dim
@@ -124,8 +150,15 @@ class SelfAttention(nnx.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_offset, dtypes)
         self.config = config
 
-    def __call__(self, x: jax.Array, mask: Mask, angles: Angles, at: jax.Array | None = None) -> jax.Array:
-        """Attend from all positions of `x`, [B, L, D], or from one in each row, `at`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: Mask,
+        angles: Angles,
+        at: jax.Array | None = None,
+        before: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """Attend from all positions of `x`, [B, L, D], or from one in each row, `at`, to these and those `before`."""
         config = self.config
         query = self._split(self.q_proj(pick(x, at)))  # [B, L or 1, N, H]
         key = self._split(self.k_proj(x))  # [B, L, K, H]
@@ -135,8 +168,13 @@ class SelfAttention(nnx.Module):
             key = self.k_norm(key)
         query = rotate(query, pick(angles.cos, at), pick(angles.sin, at))
         key = rotate(key, angles.cos, angles.sin)
+        own = KeysValues(key, value)
+        if before is not None:
+            key, value = (
+                jnp.concatenate(parts, axis=1) for parts in zip(before, own, strict=True)
+            )  # [B, S + L, K, H]
         mixed = attend(query, key, value, mask, scale=config.query_scale, softcap=config.attention_softcap)
-        return self.o_proj(mixed.reshape(*mixed.shape[:2], -1))  # [B, L or 1, D]
+        return self.o_proj(mixed.reshape(*mixed.shape[:2], -1)), own  # [B, L or 1, D]
 
     def _split(self, x: jax.Array) -> jax.Array:
         """[B, L, N * H] to [B, L, N, H]."""
@@ -176,17 +214,24 @@ class DecoderLayer(nnx.Module):
         angles: Angles,
         at: jax.Array | None = None,
         normed: jax.Array | None = None,
-    ) -> jax.Array:
-        """The next states of all positions, [B, L, D]; or of one in each row, `at`, int32 [B], by its own mask.
-        `normed` is `x`, normalised, where the layer does not do it."""
-        attended = self.self_attn(self.input_layernorm(x) if normed is None else normed, mask, angles, at)
+        before: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """The next states of all positions, [B, L, D]; or of one in each row, `at`, int32 [B], by its own mask. And
+        the keys and values of all of them.
+
+        Args:
+            normed: `x`, normalised, where the layer does not do it.
+            before: keys and values of a prefix of each row, [B, S, K, H].
+        """
+        normed = self.input_layernorm(x) if normed is None else normed
+        attended, seen = self.self_attn(normed, mask, angles, at, before)
         x = pick(x, at)
         if not self.config.sandwich_norms:
             x = self._add(x, attended)
-            return self._add(x, self.mlp(self.post_attention_layernorm(x)))
+            return self._add(x, self.mlp(self.post_attention_layernorm(x))), seen
         x = self._add(x, self.post_attention_layernorm(attended))
         update = self.mlp(self.pre_feedforward_layernorm(x))
-        return self._add(x, self.post_feedforward_layernorm(update))
+        return self._add(x, self.post_feedforward_layernorm(update)), seen
 
     def _add(self, x: jax.Array, update: jax.Array) -> jax.Array:
         if self.config.residual_scale == 1.0:
@@ -230,6 +275,7 @@ class Decoder(nnx.Module):
         input_ids: jax.Array,
         lengths: jax.Array,
         passage_starts: jax.Array,
+        prefix: Prefix | None = None,
         *,
         readout: Readout,
         compression: Compression | None = None,
@@ -240,6 +286,8 @@ class Decoder(nnx.Module):
             input_ids: int32 [B, L].
             lengths: int32 [B]; real tokens in each row.
             passage_starts: int32 [B]; where each row's passage begins.
+            prefix: what rows begin with, and what none of the above counts. For causal models that score the last
+                token; it takes no compression.
             readout: that of the model, or of some of its layers (`Readout.at`).
             compression: where passages are compressed; None for nowhere.
 
@@ -255,9 +303,7 @@ class Decoder(nnx.Module):
             positions = jnp.arange(input_ids.shape[1])[None]  # [1, L]
             real = (positions < lengths[:, None]) & (input_ids != readout.pad_token)
             lengths = jnp.maximum(jnp.where(real, positions + 1, 0).max(axis=1), 1)
-        x = self.embed_tokens(input_ids)  # [B, L, D]
-        x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
-        x = self.embed_norm(x) if self.config.embedding_norm else x
+        x = self._embed(input_ids)  # [B, L, D]
         states = jnp.zeros((len(readout.layers), x.shape[0], x.shape[-1]), x.dtype)  # [layers, B, D]
         if readout.layers[0] == 0:
             states = states.at[0].set(pick(x, self._scored(lengths))[:, 0])
@@ -269,12 +315,39 @@ class Decoder(nnx.Module):
                     x, states = self._run(x, states, lengths, start, stop, readout)
                     x, lengths = compress(x, lengths, passage_starts, new_length=new_length, **sizes)
                     start = stop
-        x, states = self._run(x, states, lengths, start, readout.layers[-1], readout)
+        x, states = self._run(x, states, lengths, start, readout.layers[-1], readout, prefix)
         if readout.position == "markers":
             return self.projector(self.norm(x), input_ids, readout)
         if readout.position == "mean":
             return self._logits(mean_of_tokens(self.norm(x), lengths)[None], readout)
         return self._logits(self.norm(states), readout)
+
+    def keys_values(self, input_ids: jax.Array, lengths: jax.Array, *, readout: Readout) -> KeysValues:
+        """What a `Prefix` has of the layers that are run.
+
+        Args:
+            input_ids: int32 [P, S], padding on the left.
+            lengths: int32 [P]; real tokens in each row.
+            readout: as in a call.
+        """
+        config, depth = self.config, readout.layers[-1]
+        x = self._embed(input_ids)  # [P, S, D]
+        shape = depth, *input_ids.shape, config.num_key_value_heads, config.head_dim
+        seen = KeysValues(jnp.zeros(shape, x.dtype), jnp.zeros(shape, x.dtype))
+        mask_of, angles_of = self._sight(input_ids.shape[1], lengths, 0, depth, starts=input_ids.shape[1] - lengths)
+
+        def step(layer: DecoderLayer, index: jax.Array, carry: Any) -> Any:
+            x, seen = carry
+            x, own = layer(x, mask_of(index), angles_of(index), normed=self._normed(x, index))
+            put = jax.lax.dynamic_update_index_in_dim
+            return x, KeysValues(*(put(all_, new, index, 0) for all_, new in zip(seen, own, strict=True)))
+
+        return run_stack(self.layers, 0, depth, step, (x, seen))[1]
+
+    def _embed(self, input_ids: jax.Array) -> jax.Array:
+        x = self.embed_tokens(input_ids)  # [B, L, D]
+        x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        return self.embed_norm(x) if self.config.embedding_norm else x
 
     def _scored(self, lengths: jax.Array) -> jax.Array:
         """The position of each row that is scored, int32 [B]."""
@@ -287,20 +360,57 @@ class Decoder(nnx.Module):
         norm = layer_of(self.input_layernorms, jnp.maximum(index - 1, 0))
         return jnp.where(jnp.asarray(index) == 0, x, norm(x))
 
-    def _run(
-        self, x: jax.Array, states: jax.Array, lengths: jax.Array, start: int, stop: int, readout: Readout
-    ) -> tuple[jax.Array, jax.Array]:
-        """Run the layers [start, stop); after those that are scored, keep the state of each row's scored token.
+    def _sight(
+        self,
+        length: int,
+        lengths: jax.Array,
+        start: int,
+        stop: int,
+        before: int = 0,
+        starts: jax.Array | None = None,
+    ) -> tuple[Callable[..., Mask], Callable[..., Angles]]:
+        """What positions see in a layer, and their rotary angles, as functions of its index.
 
-        Of the last of them nothing else is computed, unless all tokens are read.
+        Args:
+            length: L, of the rows.
+            lengths: int32 [B], real tokens of each.
+            start, stop: the layers that are run.
+            before: S, positions of a prefix, which are seen too.
+            starts: int32 [B], how many of these, or with no prefix of the row's own, are padding on the left.
         """
-        if start == stop:
-            return x, states
-        config, layers = self.config, readout.layers
-        length = x.shape[1]
+        config, total = self.config, before + length
         bases = (config.rope_theta, config.sliding_rope_theta or config.rope_theta)
-        tables = [rotary_angles(length, lengths, config.head_dim, base, config.rope_scaling) for base in bases]
-        slides = np.asarray(config.sliding_windows or (0,) * config.num_hidden_layers) > 0
+        first = None if starts is None else before - starts
+        tables = [rotary_angles(length, lengths, config.head_dim, base, config.rope_scaling, first) for base in bases]
+        windows = np.asarray(config.sliding_windows or (0,) * config.num_hidden_layers)
+        slides = windows > 0
+        windows = np.where((windows == 0) | (windows >= total), total, windows)
+        kinds = tuple(np.unique(windows[start:stop]).tolist())
+        places = jnp.arange(total)[None]  # [1, S + L]
+
+        def back(at: jax.Array) -> jax.Array:
+            return before + at[..., None] - places[None]  # [B or 1, L or 1, S + L]
+
+        def seen(back: jax.Array) -> jax.Array:
+            if not config.causal:
+                return (places < lengths[:, None])[:, None]
+            visible = back >= 0
+            return visible if starts is None else visible & (places >= starts[:, None])[:, None]
+
+        away = back(jnp.arange(length)[None])
+        everywhere = seen(away)
+
+        def mask_of(index: jax.Array | int, at: jax.Array | None = None) -> Mask:
+            """For all positions, or for one in each row, int32 [B]."""
+            window = jnp.asarray(windows)[index]
+            if at is not None:
+                of_one = back(at[:, None])
+                return Mask(seen(of_one) & (jnp.abs(of_one) < window))
+            mask = Mask(everywhere, starts=starts, causal=True) if config.causal else Mask(everywhere, lengths)
+            if kinds == (total,):
+                return mask
+            dense = everywhere & (away < window) if config.causal else everywhere
+            return replace(mask, dense=dense, window=window, windows=kinds)
 
         def angles_of(index: jax.Array | int) -> Angles:
             if config.sliding_rope_theta is None:
@@ -308,25 +418,42 @@ class Decoder(nnx.Module):
             sliding = jnp.asarray(slides)[index]
             return Angles(*(jnp.where(sliding, local, everywhere) for everywhere, local in zip(*tables, strict=True)))
 
-        real = (jnp.arange(length)[None] < lengths[:, None])[:, None]  # [B, 1, L]
-        back = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]  # [L, L]
-        causal = (back >= 0)[None]  # [1, L, L]
-        windows = np.asarray(config.sliding_windows or (0,) * config.num_hidden_layers)
-        windows = np.where((windows == 0) | (windows >= length), length, windows)
+        return mask_of, angles_of
+
+    def _run(
+        self,
+        x: jax.Array,
+        states: jax.Array,
+        lengths: jax.Array,
+        start: int,
+        stop: int,
+        readout: Readout,
+        prefix: Prefix | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Run the layers [start, stop); after those that are scored, keep the state of each row's scored token.
+
+        Of the last of them nothing else is computed, unless all tokens are read.
+        """
+        if start == stop:
+            return x, states
+        layers = readout.layers
+        before, starts = 0, None
+        if prefix is not None:
+            before = prefix.seen.key.shape[2]
+            starts = before - prefix.lengths[prefix.of_row]
+        mask_of, angles_of = self._sight(x.shape[1], lengths, start, stop, before, starts)
         # States that are not scored go where the last ones will be.
-        slots = np.full(config.num_hidden_layers + 1, len(layers) - 1)
+        slots = np.full(self.config.num_hidden_layers + 1, len(layers) - 1)
         slots[list(layers)] = np.arange(len(layers))
         scored = self._scored(lengths)
 
+        def run(layer: DecoderLayer, index: jax.Array | int, x: jax.Array, at: jax.Array | None = None) -> jax.Array:
+            seen = None if prefix is None else prefix.of_rows(index)
+            return layer(x, mask_of(index, at), angles_of(index), at, self._normed(x, index), seen)[0]
+
         def step(layer: DecoderLayer, index: jax.Array, carry: Any) -> Any:
             x, states = carry
-            mask = Mask(causal, causal=True) if config.causal else Mask(real, lengths)
-            if (windows[start:stop] < length).any():
-                window = jnp.asarray(windows)[index]
-                kinds = tuple(np.unique(windows[start:stop]).tolist())
-                dense = causal & (back < window)[None] if config.causal else real
-                mask = replace(mask, dense=dense, window=window, windows=kinds)
-            x = layer(x, mask, angles_of(index), normed=self._normed(x, index))
+            x = run(layer, index, x)
             state = pick(x, scored)[:, 0]  # [B, D]
             slot = jnp.asarray(slots)[index + 1]
             return x, jax.lax.dynamic_update_index_in_dim(states, state, slot, 0)
@@ -334,11 +461,7 @@ class Decoder(nnx.Module):
         if stop < layers[-1] or readout.position in ("mean", "markers"):
             return run_stack(self.layers, start, stop, step, (x, states))
         x, states = run_stack(self.layers, start, stop - 1, step, (x, states))
-        away = scored[:, None] - jnp.arange(length)[None]  # [B, L]
-        seen = (away >= 0)[:, None] if config.causal else real  # [B, 1, L]
-        mask = Mask(seen & (jnp.abs(away) < windows[stop - 1])[:, None])
-        normed = self._normed(x, stop - 1)
-        x = layer_of(self.layers, stop - 1)(x, mask, angles_of(stop - 1), scored, normed)  # [B, 1, D]
+        x = run(layer_of(self.layers, stop - 1), stop - 1, x, scored)  # [B, 1, D]
         return x, states.at[-1].set(x[:, 0])
 
     def _logits(self, states: jax.Array, readout: Readout) -> jax.Array:

@@ -29,16 +29,22 @@ class RopeScaling:
 
 
 def rotary_angles(
-    length: int, lengths: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None
+    length: int,
+    lengths: jax.Array,
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling | None,
+    first: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of the angle of every position and frequency.
 
     Args:
         length: L, of the positions 0 to L - 1.
         lengths: int32 [B], real tokens of each row; only `dynamic` scaling looks at them.
+        first: int32 [B], the first position of each row; None for 0.
 
     Returns:
-        float32 [B or 1, L, 1, H / 2], twice; B for `dynamic` scaling.
+        float32 [B or 1, L, 1, H / 2], twice; B for `dynamic` scaling, and with `first`.
     """
     exponents = np.arange(0, head_dim, 2) / head_dim  # [H / 2]
     if scaling is not None and scaling.kind == "dynamic":
@@ -46,6 +52,8 @@ def rotary_angles(
     else:
         frequencies = jnp.asarray(_frequencies(exponents, head_dim, theta, scaling))[None]
     positions = jnp.arange(length, dtype=jnp.float32)[None, :, None]  # [1, L, 1]
+    if first is not None:
+        positions = positions + first.astype(jnp.float32)[:, None, None]  # [B, L, 1]
     angles = positions * frequencies[:, None, :]  # [B or 1, L, H / 2]
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 

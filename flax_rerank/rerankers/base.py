@@ -19,6 +19,7 @@ from flax_rerank.dtypes import DTypes, choose_dtype, stored_dtype
 from flax_rerank.field_types import fits
 from flax_rerank.params import load_arrays, shape_faults, shapes_of, with_params
 from flax_rerank.rerankers.call import Call, resolve
+from flax_rerank.rerankers.prefixes import prefix_shapes, share_as_planned, share_prefixes
 from flax_rerank.rerankers.prepared import Prepared, RerankOutput
 from flax_rerank.saving import save, save_pretrained
 from flax_rerank.scoring import Scorer
@@ -244,7 +245,8 @@ class AbsReranker(ABC):
         """
         scores, steps = self._run(prepared, show_progress_bar)
         layers = prepared.call.layers
-        computed = computed_tokens(steps)
+        pairs, distinct = prepared.pairs, np.unique(prepared.computed)
+        computed = computed_tokens(steps) + sum(shape.tokens for shape in prefix_shapes(pairs, steps))
         return RerankOutput(
             scores=scores[:, 0] if layers is None else {layer: scores[:, i] for i, layer in enumerate(layers)},
             tokens=prepared.tokens,
@@ -252,7 +254,7 @@ class AbsReranker(ABC):
             steps=len(steps),
             shapes=tuple(sorted({step.shape for step in steps})),
             computed_tokens=computed,
-            padding_tokens=computed - int(prepared.pairs.lengths[np.unique(prepared.computed)].sum()),
+            padding_tokens=computed - pairs.tokens_of(distinct),
         )
 
     def warmup(self, prepared: Prepared) -> float:
@@ -418,10 +420,17 @@ def plan(
     lengths, around = pairs.lengths[first], call.around(pairs)[first]
     budget = call.settings.batch_size * call.settings.max_length
     planner = Planner(call.template.max_tokens, budget, row_multiple, max_step_tokens, call.most_around)
-    fixed = table is not None
-    table = planner.covering(planner.choose(lengths, known, around) if table is None else table, lengths, around)
-    steps = tuple(Step(first[step.pairs], step.shape) for step in planner.steps(lengths, table, around, fixed=fixed))
-    return Prepared(call, pairs, table, steps, skip_faulty, scored, first[same])
+    if table is not None and table[0].prefixes:
+        pairs, table, steps = share_as_planned(planner, pairs, first, table, call)
+    else:
+        fixed = table is not None
+        unshared = [each for each in known if not each[0].prefixes]
+        table = planner.choose(lengths, unshared, around) if table is None else table
+        table = planner.covering(table, lengths, around)
+        steps = [Step(first[step.pairs], step.shape) for step in planner.steps(lengths, table, around, fixed=fixed)]
+        if not fixed:
+            pairs, table, steps = share_prefixes(planner, (pairs, table, steps), first, known, call)
+    return Prepared(call, pairs, table, tuple(steps), skip_faulty, scored, first[same])
 
 
 def _require_finite(scores: np.ndarray) -> None:

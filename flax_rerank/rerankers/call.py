@@ -6,9 +6,11 @@ import numpy as np
 
 from flax_rerank.batching import Shape
 from flax_rerank.models.compression import Compression
+from flax_rerank.models.decoder import DecoderConfig
 from flax_rerank.models.readout import Readout
+from flax_rerank.operations import Sizes, sizes_of
 from flax_rerank.scoring import Static
-from flax_rerank.settings import LayerwiseSettings, LightweightSettings, Settings
+from flax_rerank.settings import LayerwiseSettings, LightweightSettings, LLMSettings, Settings
 from flax_rerank.spec import Spec
 from flax_rerank.text.pairs import TokenizedPairs
 from flax_rerank.text.prompts import Template
@@ -25,6 +27,7 @@ class Call:
         layers: the layers that were asked for, in that order; None for rerankers with one score.
         outputs: for each of these, the model's output.
         compressed: the layers before which passages are compressed, ascending.
+        sizes: those of the layers, where what pairs begin with may be computed once; None where it may not.
     """
 
     settings: Settings
@@ -33,6 +36,7 @@ class Call:
     layers: tuple[int, ...] | None = None
     outputs: tuple[int, ...] = (0,)
     compressed: tuple[int, ...] = ()
+    sizes: Sizes | None = None
 
     @property
     def most_around(self) -> int:
@@ -67,7 +71,7 @@ def resolve(spec: Spec, settings: Settings) -> Call:
     if settings.normalize == "calibrated" and settings.calibration is None:
         raise ValueError("normalize is 'calibrated', and there is no calibration: flax-rerank calibrate makes one")
     if not isinstance(settings, LayerwiseSettings):
-        return Call(settings, template, spec.readout)
+        return Call(settings, template, spec.readout, sizes=_sizes_to_share(spec, settings))
     asked = settings.cutoff_layers
     if asked is None:
         asked = spec.readout.layers[-1]
@@ -85,7 +89,17 @@ def resolve(spec: Spec, settings: Settings) -> Call:
     readout = spec.readout.at(layers, heads)
     if isinstance(settings, LightweightSettings):
         compressed = _compressed(spec, settings, layers[-1])
-    return Call(settings, template, readout, asked, tuple(map(layers.index, asked)), compressed)
+    sizes = None if compressed else _sizes_to_share(spec, settings)
+    return Call(settings, template, readout, asked, tuple(map(layers.index, asked)), compressed, sizes)
+
+
+def _sizes_to_share(spec: Spec, settings: Settings) -> Sizes | None:
+    """The layers' sizes, if keys and values of a token depend on nothing but those before it, and the last is scored.
+    Rotary angles that grow with the input (no longest input) depend on all of it."""
+    config = spec.config
+    causal = isinstance(config, DecoderConfig) and config.causal and config.max_length is not None
+    asked = isinstance(settings, LLMSettings) and settings.share_prefix
+    return sizes_of(config, spec.readout) if asked and causal and spec.readout.position == "last" else None
 
 
 def _compressed(spec: Spec, settings: LightweightSettings, last: int) -> tuple[int, ...]:

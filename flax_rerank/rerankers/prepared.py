@@ -60,7 +60,7 @@ class RerankOutput:
         truncated: bool [pairs], whether the query or the passage of a pair was cut.
         steps: batches run.
         shapes: the distinct ones among them.
-        computed_tokens: rows times length, over all steps. Equal pairs are computed once.
+        computed_tokens: rows times length, over all steps and all blocks of prefixes. Equal pairs are computed once.
         padding_tokens: those of them that belong to no pair.
     """
 

@@ -49,6 +49,25 @@ def as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pa
 
 
 @dataclass(frozen=True)
+class Prefixes:
+    """What pairs begin with, where it is computed apart from them.
+
+    Attributes:
+        of_pair: int64 [pairs], the number of the prefix of each pair.
+        first: int64 [prefixes], a pair that begins with each prefix.
+        lengths: int32 [prefixes], tokens of each prefix; all of its pairs begin with them and have more.
+    """
+
+    of_pair: np.ndarray
+    first: np.ndarray
+    lengths: np.ndarray
+
+    def block(self, pair: int, rows: int) -> int:
+        """Which block has the prefix of a pair, where `rows` prefixes make a block."""
+        return int(self.of_pair[pair]) // rows
+
+
+@dataclass(frozen=True)
 class TokenizedPairs:
     """Pairs as token ids. Texts that occur in many pairs are held once.
 
@@ -57,6 +76,8 @@ class TokenizedPairs:
         passage_starts: int32 [pairs], where the passage begins.
         truncated: bool [pairs], whether query or passage lost tokens.
         faults: why a pair cannot be scored, by its index; such a pair has no tokens.
+        queries: int64 [pairs], the number of the query of each pair, equal for equal ones; None where it is not known.
+        prefixes: what pairs begin with, where it is computed apart from them.
     """
 
     template: Template
@@ -68,6 +89,8 @@ class TokenizedPairs:
     passage_lengths: np.ndarray
     truncated: np.ndarray
     faults: Mapping[int, str]
+    queries: np.ndarray | None = None
+    prefixes: Prefixes | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -81,6 +104,14 @@ class TokenizedPairs:
 
     def __len__(self) -> int:
         return len(self.query_index)
+
+    def tokens_of(self, some: np.ndarray) -> int:
+        """How many tokens pairs have together, each prefix counted once."""
+        total = int(self.lengths[some].sum())
+        if self.prefixes is None:
+            return total
+        of_each = self.prefixes.of_pair[some]
+        return total - int(self.prefixes.lengths[of_each].sum()) + int(self.prefixes.lengths[np.unique(of_each)].sum())
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Equal pairs, of those that can be scored.
@@ -139,6 +170,7 @@ def tokenize(
     query_index = np.empty(len(pairs), np.int64)
     passage_index = np.empty(len(pairs), np.int64)
     queries = {query: query_instruction.apply(query) for query, _ in pairs}
+    numbers = {query: number for number, query in enumerate(queries)}
     passages = {passage: passage_instruction.apply(passage) for _, passage in pairs}
 
     def fill_in(text: str, query: str, passage: str) -> str:
@@ -197,6 +229,7 @@ def tokenize(
         passage_lengths=passage_lengths.astype(np.int32),
         truncated=truncated,
         faults=faults,
+        queries=np.fromiter((numbers[query] for query, _ in pairs), np.int64, len(pairs)),
     )
 
 

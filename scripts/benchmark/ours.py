@@ -79,9 +79,14 @@ class Ours:
         for length, passage in zip(prepared.tokens.tolist(), prepared.pairs.passage_lengths.tolist(), strict=True):
             compressed = compress_pair(length, passage, call.compressed, ratio)
             flops += count_work(sizes, length, call.readout.layers[-1], compressed).operations
-        batches = [(make_batch(prepared.pairs, step), call.static(step.shape)) for step in prepared.steps]
+        steps = [(step, make_batch(prepared.pairs, step), call.static(step.shape)) for step in prepared.steps]
+        fronts: dict[int, Any] = {}
+        results = []
         start = time.perf_counter()
-        jax.block_until_ready([scorer._dispatch(self._reranker.params, *batch) for batch in batches])
+        for step, batch, static in steps:
+            front = scorer.front(self._reranker.params, prepared.pairs, step, static, fronts)
+            results.append(scorer._dispatch(self._reranker.params, batch, static, front))
+        jax.block_until_ready(results)
         return {"seconds": time.perf_counter() - start, "tokens": int(prepared.tokens.sum()), "flops": flops}
 
     def product(self, size: int) -> dict[str, Any]:
