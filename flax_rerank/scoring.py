@@ -61,7 +61,7 @@ class Scorer:
 
         def apply(params: Params, batch: tuple[Any, ...], shape: Shape, static: Static) -> Any:
             readout, compression = static
-            model = nnx.merge(graphdef, jax.tree.unflatten(treedef, [params[path] for path in paths]))
+            model: Any = nnx.merge(graphdef, jax.tree.unflatten(treedef, [params[path] for path in paths]))
             # The mesh tells the model which devices it is traced for.
             with jax.default_matmul_precision(precision), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 if not shape.rows:
@@ -208,7 +208,8 @@ class Scorer:
         return self._program(Shape(0, 0, 0, *batch[0].shape), static)(params, self._place(batch))
 
     def _dispatch(self, params: Params, batch: Batch, static: Static, front: Front | None = None) -> jax.Array:
-        placed, shape = self._place(batch), Shape(*batch[0].shape)
+        placed: tuple[Any, ...] = self._place(batch)
+        shape = Shape(*batch[0].shape)
         if front is not None:
             seen, lengths = front
             placed = *placed[:3], Prefix(seen, lengths, of_row=placed[3])

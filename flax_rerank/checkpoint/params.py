@@ -183,7 +183,7 @@ class StoredParams:
                 yield ocp
         except Exception as error:
             # For what it cannot read, orbax raises Exception itself.
-            if type(error) is Exception or isinstance(error, ValueError | OSError):
+            if type(error) is Exception or isinstance(error, ValueError | OSError | RecursionError):
                 raise self._damaged(what, str(error.__cause__ or error)[:600]) from error
             raise
 

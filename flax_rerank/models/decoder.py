@@ -447,7 +447,7 @@ class Decoder(nnx.Module):
         slots[list(layers)] = np.arange(len(layers))
         scored = self._scored(lengths)
 
-        def run(layer: DecoderLayer, index: jax.Array | int, x: jax.Array, at: jax.Array | None = None) -> jax.Array:
+        def run(layer: Any, index: jax.Array | int, x: jax.Array, at: jax.Array | None = None) -> jax.Array:
             seen = None if prefix is None else prefix.of_rows(index)
             return layer(x, mask_of(index, at), angles_of(index), at, self._normed(x, index), seen)[0]
 

@@ -77,6 +77,13 @@ def test_damage_is_found_without_a_manifest_too(tmp_path, half, files, what):
         StoredParams(tmp_path / "params").read("a.b", np.dtype(np.float32))
 
 
+def test_metadata_of_too_many_brackets_is_damage(tmp_path):
+    write_params(tmp_path / "params", Arrays({"a": np.ones(3)}), {"a": np.dtype(np.float32)}, set())
+    (tmp_path / "params" / "_CHECKPOINT_METADATA").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"params/ is damaged \(.*recursion"):
+        StoredParams(tmp_path / "params")
+
+
 def test_a_disk_that_fills_up_is_an_error_that_names_the_folder(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")

@@ -44,7 +44,7 @@ def test_a_job_writes_every_row_once_in_order(make_job):
     counts = {name: result.summary[name] for name in ("shards", "rows", "rejects", "tokens", "steps", "truncated")}
     assert counts == {"shards": 3, "rows": 8, "rejects": 0, "tokens": 40, "steps": 6, "truncated": 8}
     assert result.summary["padding_share"] == pytest.approx(1 - 40 / 384)
-    assert result.summary["shapes"] == [[8, 16, 0]]
+    assert result.summary["shapes"] == [[8, 16, 0, 0, 0]]
     assert result.summary["devices"] == ["1 x cpu"]
     assert result.summary["seconds"]["warmup"] == 0
     assert set(result.summary["versions"]) == {"flax-rerank", "jax", "jaxlib", "flax"}
