@@ -16,6 +16,7 @@ COMMANDS = {
     "mine": "add hard negatives and a teacher's scores to training data",
     "models": "print the table of the rerankers that load here",
     "plan": "find the mesh on which a model scores a job fastest; needs no TPU",
+    "serve": "answer rerank requests over HTTP; needs the extra serve",
     "train": "fine-tune a reranker; can be stopped at any time and started again",
     "score": "score pairs, or rerank a TREC run; can be stopped at any time and started again",
 }
