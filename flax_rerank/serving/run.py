@@ -60,6 +60,7 @@ def serve(load: Callable[[], AbsReranker], model: str, options: ServeOptions) ->
                 timeout_graceful_shutdown=int(options.timeout) + SPARE_SECONDS,
             )
         )
+        listener.listen()  # from the message on, clients may come
         host, port = listener.getsockname()[:2]
         logger.info("%s at http://%s:%d, not ready yet", names[0], f"[{host}]" if ":" in host else host, port)
         http.run(sockets=[listener])
