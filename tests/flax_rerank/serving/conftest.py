@@ -6,22 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-
-pytest.importorskip("starlette", reason="the extra serve is not installed")
-pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
-uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-
-from serving_client import Client  # noqa: E402
-
-from flax_rerank.serving.app import Server  # noqa: E402
-from flax_rerank.serving.options import ServeOptions  # noqa: E402
+from serving_client import Client
 
 TOKEN = "s3cret"
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _extra():
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        pytest.importorskip(package, reason="the extra serve is not installed")
 
 
 @contextmanager
 def running(reranker, token=None, **options) -> Iterator[Client]:
     """A server in a thread, and a client for it."""
+    import uvicorn
+
+    from flax_rerank.serving.app import Server
+    from flax_rerank.serving.options import ServeOptions
+
     server = Server(reranker, ["small", "other-name"], ServeOptions(**options), token)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         http = uvicorn.Server(uvicorn.Config(server.app, log_config=None, access_log=False))
