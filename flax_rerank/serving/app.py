@@ -137,14 +137,12 @@ class Server:
 
     async def _read(self, request: Request) -> bytes:
         most = self._options.max_body_bytes
-        error = RequestError("body", f"the body has more than {most} bytes")
-        if int(request.headers.get("content-length", 0)) > most:  # the HTTP parser has checked that it is a number
-            raise error
         body = bytearray()
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                raise error
+            if len(body) <= most:  # the rest is read, since many a client reads no answer before it has sent all
+                body += chunk
+        if len(body) > most:
+            raise RequestError("body", f"the body has more than {most} bytes")
         return bytes(body)
 
     def _check(self, asked: Asked, api: Api) -> None:
@@ -194,7 +192,7 @@ def _parse(body: bytes) -> Any:
 def _refusal(api: Api, error: RequestError) -> Response:
     status, body = api.refuse(error)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    if error.kind in ("body", "late", "token"):  # the rest of the body may not have been read
+    if error.kind in ("late", "token"):  # the rest of the body may not have been read
         headers["Connection"] = "close"
     if error.kind == "token":
         headers["WWW-Authenticate"] = "Bearer"
