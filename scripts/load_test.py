@@ -253,6 +253,7 @@ def run_load(args: argparse.Namespace, expected: Any, requests: list[Request]) -
             seen = Seen(expected)
             wall = asyncio.run(load(args.port + place, requests, seen, args.clients, args.seconds))
             found[name] = {**seen.summary(wall), "memory_mib": memory(process)}
+        print(f"{name}: {found[name]}", file=sys.stderr)
     return found
 
 
