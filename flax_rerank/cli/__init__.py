@@ -18,6 +18,7 @@ COMMANDS = {
     "models": "print the table of the rerankers that load here",
     "plan": "find the mesh on which a model scores a job fastest; needs no TPU",
     "push": "upload a checkpoint folder to the Hugging Face hub",
+    "serve": "answer rerank requests over HTTP; needs the extra serve",
     "train": "fine-tune a reranker; can be stopped at any time and started again",
     "score": "score pairs, or rerank a TREC run; can be stopped at any time and started again",
 }
