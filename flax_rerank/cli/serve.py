@@ -6,7 +6,6 @@ from flax_rerank.auto import FlaxAutoReranker
 from flax_rerank.cli.loading import add_model_class, add_replicate, add_settings, given_settings, naming_options
 from flax_rerank.cli.messages import show_messages
 from flax_rerank.cli.options import add_options, given
-from flax_rerank.compile_cache import use_compile_cache
 from flax_rerank.rerankers import AbsReranker
 from flax_rerank.serving.options import ServeOptions
 
@@ -34,8 +33,6 @@ def run(args: argparse.Namespace) -> int:
         raise ImportError(f"{error.name} is not installed: pip install 'flax-rerank[serve]'") from error
     show_messages()
     options = ServeOptions(**given(args, ServeOptions))
-    if options.compile_cache is not None:
-        use_compile_cache(options.compile_cache)
 
     def load() -> AbsReranker:
         with naming_options(args.model):

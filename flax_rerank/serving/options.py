@@ -28,7 +28,6 @@ class ServeOptions:
     max_queue: int = _option("pairs that may wait; requests beyond them are refused (429)", 4096, "N")
     max_documents: int = _option("documents of a request", 1000, "N")
     max_body_bytes: int = _option("bytes of a request (413)", 4 * 2**20, "N")
-    compile_cache: str | None = _option("a folder that keeps compiled programs for the next start", None, "DIR")
 
     def __post_init__(self) -> None:
         for name in POSITIVE:
