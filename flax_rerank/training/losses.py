@@ -125,6 +125,8 @@ LOSSES: Mapping[str, Loss] = {
 }
 # Those whose labels are the scores of a teacher.
 TAUGHT = frozenset({"distillation", "margin_mse"})
+# Those of which each group has a value of its own, whatever other groups are beside it.
+MEANS_OVER_GROUPS = frozenset({"cross_entropy", "in_batch_negatives", "distillation", "list_net"})
 
 
 @dataclass(frozen=True)

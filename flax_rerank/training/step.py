@@ -210,6 +210,28 @@ class TrainingStep:
         return self._trained[name] if name in self._trained else replicated(self.mesh)
 
 
+def cut(batch: Batch, tokens: int, multiple: int) -> Batch:
+    """The same groups in more micro batches, of at most so many tokens if whole groups allow it.
+
+    A step of cross-entropy or distillation has the same gradient then, but for the order of its sums.
+
+    Args:
+        batch: of numpy arrays.
+        tokens: of a micro batch.
+        multiple: a micro batch has a multiple of so many groups.
+    """
+    micro, groups, group_size = batch.mask.shape
+    rows, length = batch.input_ids.shape[1:]
+    parts = [k for k in range(1, groups + 1) if groups % (k * multiple) == 0]
+    k = next((k for k in parts if rows * length <= k * tokens), parts[-1] if parts else 1)
+
+    def split(array: np.ndarray | None, *shape: int) -> np.ndarray | None:
+        return None if array is None else array.reshape(micro * k, *shape)
+
+    flat = [split(array, rows // k, *array.shape[2:]) for array in batch[:3]]
+    return Batch(*flat, *(split(array, groups // k, group_size) for array in batch[3:]))
+
+
 def place(batch: Batch, mesh: Mesh) -> Batch:
     """A batch of numpy arrays onto a mesh: rows over its data axis, which must divide them; the rest on all devices.
     Each process gives the whole batch."""

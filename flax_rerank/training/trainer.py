@@ -38,14 +38,16 @@ from flax_rerank.training.compressions import Compressions
 from flax_rerank.training.curves import Curve, Reports, plot
 from flax_rerank.training.data import BatchInfo, TrainingData, open_data
 from flax_rerank.training.identity import Identity
+from flax_rerank.training.losses import MEANS_OVER_GROUPS
 from flax_rerank.training.outputs import MODEL, Outputs
 from flax_rerank.training.raw import load_raw, open_raw, with_layer_heads
 from flax_rerank.training.settings import TrainingSettings
-from flax_rerank.training.step import Batch, Metrics, State, TrainingStep, place
+from flax_rerank.training.step import Batch, Metrics, State, TrainingStep, cut, place
 
 logger = logging.getLogger(__name__)
 
 AHEAD = 2  # steps that the host is ahead of the devices
+CPU_TOKENS = 2048  # of a micro batch: 2.2 times as fast as 12,000 in a model 384 wide
 SPEC_SETTINGS = (
     *("query_instruction_for_rerank", "query_instruction_format"),
     *("passage_instruction_for_rerank", "passage_instruction_format", "prompt", "prompt_format"),
@@ -230,7 +232,7 @@ class _Run:
                 key = jax.random.fold_in(self.dropout_key, done) if dropout else None
                 compression = self._compression(done, batch)
                 self._programs.add((batch.input_ids.shape, compression))
-                placed = place(batch, self.mesh)
+                placed = place(self._in_cache(batch), self.mesh)
                 state, metrics = self.step(state, self.frozen, placed, self.spec.readout, compression, key)
                 done += 1
                 pending.append((done, metrics, info))
@@ -254,6 +256,13 @@ class _Run:
 
     def _compression(self, step: int, batch: Batch) -> Compression | None:
         return None if self.compressions is None else self.compressions.at(step, batch)
+
+    def _in_cache(self, batch: Batch) -> Batch:
+        """The batch in micro batches whose activations stay in a CPU's cache; elsewhere as it is."""
+        platform, multiple = self.mesh.devices.flat[0].platform, self.mesh.shape[DATA]
+        if platform != "cpu" or self.settings.loss not in MEANS_OVER_GROUPS:
+            return batch
+        return cut(batch, CPU_TOKENS * multiple, multiple)
 
     def _stopping(self) -> bool:
         """Whether a signal to stop came, to any process."""

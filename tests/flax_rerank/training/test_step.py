@@ -21,7 +21,7 @@ from flax_rerank.training import lora
 from flax_rerank.training.heads import new_head
 from flax_rerank.training.losses import Objective
 from flax_rerank.training.optimizer import OptimizerSettings
-from flax_rerank.training.step import Batch, TrainingStep, place
+from flax_rerank.training.step import Batch, TrainingStep, cut, place
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 
@@ -171,6 +171,21 @@ def test_neither_filling_up_a_batch_nor_remat_changes_anything(encoder):
     metrics = run.step(Batch(input_ids, lengths, starts, labels, mask))
     np.testing.assert_allclose(metrics.loss, encoder[0].loss, rtol=1e-5)
     assert_same(run.gradient(), encoder[1])
+
+
+def test_a_batch_that_is_cut_has_the_same_gradient(encoder):
+    batch = cut(make_batch(), 4 * LENGTH, 1)
+    assert batch.input_ids.shape == (2, 4, LENGTH)
+    assert batch.mask.shape == (2, 2, 2)
+    # Two devices, each with a group in every micro batch; and a group that is longer than was asked for.
+    assert cut(make_batch(), 4 * LENGTH, 2).mask.shape == (2, 2, 2)
+    assert cut(make_batch(), LENGTH, 1).mask.shape == (4, 1, 2)
+    run = Run("encoder-bert")
+    metrics = run.step(batch)
+    np.testing.assert_allclose(metrics.loss, encoder[0].loss, rtol=1e-5)
+    gradient, expected = run.gradient(), encoder[1]
+    error = optax.tree.norm({path: gradient[path] - expected[path] for path in expected})
+    assert error < 2e-5 * optax.tree.norm(expected)
 
 
 def test_bfloat16_computes_with_float32_masters(encoder):
